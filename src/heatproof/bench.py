@@ -1,0 +1,169 @@
+"""A spec at work in one process: its samples, its models, its cases, and the store to read from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from heatproof import cells, keys, seeds
+from heatproof.contract import Case, Refused, Sample, Unsuited
+from heatproof.models.base import Model
+from heatproof.records import Curve, Record
+from heatproof.spec import Part, Spec
+from heatproof.store import News, Store, pack_tensors
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work for one process: a chunk of samples for one model, or a fit."""
+
+    model: int
+    first: int = 0
+    count: int = 0
+    fit: int | None = None  # index of the explainer to fit
+
+
+@dataclass
+class Answer:
+    """What a job found; plain data, so that it can cross to the writing process."""
+
+    job: Job
+    news: News = field(default_factory=News)
+    records: list[Record] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    strip: list[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    forwards: float = 0.0
+    cases: int = 0
+
+
+class Bench:
+    """A spec at work in one process: its samples, its models, and the store to read from."""
+
+    def __init__(self, spec: Spec, store: Path, device: str = "cpu", limit: int | None = None) -> None:
+        self.spec, self.device = spec, device
+        self.store = Store(store)
+        self.samples = draw(spec.dataset, spec.seed)[:limit]
+        self._models: dict[int, tuple[Model, str]] = {}
+        self._digests: dict[str, str] = {}
+        self._fits: dict[str, dict[str, torch.Tensor]] = {}
+
+    def jobs(self) -> list[Job]:
+        """Chunks are runs of whole samples, cut by the spec alone."""
+        step = self.spec.chunk
+        return [
+            Job(m, first, min(step, len(self.samples) - first))
+            for m in range(len(self.spec.models))  # one model after the other: each is loaded once a process
+            for first in range(0, len(self.samples), step)
+        ]
+
+    def fits(self) -> list[Job]:
+        """What has to be fitted before the chunks can go."""
+        return [
+            Job(m, fit=e)
+            for m in range(len(self.spec.models))
+            for e, part in enumerate(self.spec.explainers)
+            if hasattr(part.made, "fit")
+        ]
+
+    def do(self, job: Job) -> Answer:
+        """Any job; the model's meter tells the forwards that were really run."""
+        model, key = self.model(job.model)
+        answer = Answer(job)
+        before = model.meter.run
+        try:
+            if job.fit is not None:
+                self._fit(self.spec.explainers[job.fit], model, key, answer)
+            else:
+                cells.Chunk(self, model, key, answer).run()
+        finally:
+            model.memo.clear()
+        answer.forwards = model.meter.run - before
+        return answer
+
+    def model(self, index: int) -> tuple[Model, str]:
+        """The loaded model and its key; one is kept at a time."""
+        if index not in self._models:
+            part = self.spec.models[index]
+            self._models.clear()
+            model = part.made.load(part.name, self.device)
+            self._models[index] = model, keys.model_key(part, model, self.device)
+        return self._models[index]
+
+    def policy(self, model: Model) -> str:
+        return self.spec.targets[model.family]
+
+    def digest(self, sample: Sample) -> str:
+        if sample.id not in self._digests:
+            self._digests[sample.id] = sample.digest()
+        return self._digests[sample.id]
+
+    def ask(self, model: Model, samples: Sequence[Sample]) -> list[list[Case]]:
+        """The cases of each sample, with the spec's seed."""
+        asked = model.ask(samples, self.policy(model))
+        return [[dataclasses.replace(c, seed=self.spec.seed) for c in cases] for cases in asked]
+
+    def other(self, model: Model, index: int) -> Case:
+        """The first case of the next image that has one: the partner of `swapped`, whatever the chunks are."""
+        total = len(self.samples)
+        for step in range(1, total):
+            found = self.ask(model, [self.samples[(index + step) % total]])[0]
+            if found:
+                return found[0]
+        raise Unsuited("there is no other image with a case to swap with")
+
+    # ------------------------------------------------------------------ fits
+
+    def fitted(self, part: Part, model: Model, key: str) -> tuple[dict[str, torch.Tensor], str]:
+        """What an explainer learned from the fit split, and the key of it."""
+        name = keys.fit_key(key, part, [self.digest(s) for s in self._fit_samples(part)], self.spec.seed)
+        if name not in self._fits:
+            stored = self.store.fit(name)
+            if stored is None:
+                feed = self._feed(part, model)
+                with model.part():
+                    stored = {k: v.detach() for k, v in part.made.fit(model, feed).items()}
+            self._fits[name] = stored
+        return self._fits[name], name
+
+    def _fit(self, part: Part, model: Model, key: str, answer: Answer) -> None:
+        try:
+            tensors, name = self.fitted(part, model, key)
+        except Unsuited:
+            return  # the chunks will say so, cell by cell
+        answer.news.fits[name] = pack_tensors(tensors)
+
+    def _fit_samples(self, part: Part) -> Sequence[Sample]:
+        if self.spec.fit is None:
+            raise Refused(
+                f"{self.spec.path.name}: explainer {part.name!r} learns from data, but there is no `fit`; "
+                'write for example fit = { use = "scenes", split = "train", sample = 64 }'
+            )
+        if not hasattr(self, "_fit_split"):
+            self._fit_split = draw(self.spec.fit, self.spec.seed)
+        return self._fit_split
+
+    def _feed(self, part: Part, model: Model) -> Iterator[list[Case]]:
+        samples = self._fit_samples(part)
+        for first in range(0, len(samples), self.spec.chunk):
+            for cases in self.ask(model, samples[first : first + self.spec.chunk]):
+                yield cases
+
+
+def draw(part: Part, seed: int) -> list[Sample]:
+    """A data set's samples; ``sample = n`` in the spec draws n of them by the spec's seed, in their order."""
+    samples = list(part.made.samples())
+    if part.sample is not None and part.sample < len(samples):
+        dice = np.random.default_rng(seeds.number(seed, "sample", part.use))
+        samples = [samples[i] for i in sorted(dice.choice(len(samples), part.sample, replace=False))]
+    names = {s.id for s in samples}
+    if len(names) < len(samples):
+        raise Refused(f"data set {part.name}: {len(samples) - len(names)} samples share an id with another")
+    return samples

@@ -1,0 +1,60 @@
+"""``heatproof list``: what is on each shelf, one line each."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+from heatproof import shelf
+from heatproof.shelf import Place
+
+
+def lines(what: str, cwd: Path) -> Iterator[str]:
+    """Name, settings with their defaults, where it stands, and the first line of what it says of itself."""
+    place = Place(cwd, cwd)
+    if what in ("benchmarks", "recipes"):
+        known = place.benchmarks() if what == "benchmarks" else place.recipes()
+        for name, path in known.items():
+            raw = shelf.read_toml(path)
+            yield f"{name:<28} {raw.get('title', '')}  [{_where(path, cwd)}]"
+        return
+    if what == "models":
+        for name, path in place.recipes().items():
+            yield f"{name:<28} {shelf.read_toml(path).get('title', 'trained here')}  [{_where(path, cwd)}]"
+    for path in place.files(what).values():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for use, node in zip(shelf.uses(what, path), _classes(tree, shelf.VERBS[what]), strict=True):
+            said = (ast.get_docstring(node) or ast.get_docstring(tree) or "").split("\n")[0]
+            yield f"{use:<28} {_settings(node)}  {said}  [{_where(path, cwd)}]"
+    for entry in importlib.metadata.entry_points(group=f"heatproof.{what}"):
+        yield f"{entry.name:<28} (installed: {entry.value})"
+
+
+def _classes(tree: ast.Module, verb: str) -> list[ast.ClassDef]:
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and node.name[0] != "_"
+        and any(isinstance(f, ast.FunctionDef) and f.name == verb for f in node.body)
+    ]
+
+
+def _settings(node: ast.ClassDef) -> str:
+    fields = []
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
+            default = f" = {ast.unparse(line.value)}" if line.value else ""
+            fields.append(ast.unparse(line.target) + default)
+    return f"({', '.join(fields)})"
+
+
+def _where(path: Path, cwd: Path) -> str:
+    path, cwd = path.resolve(), cwd.resolve()
+    if path.is_relative_to(cwd):
+        return str(path.relative_to(cwd))
+    package = Path(shelf.heatproof.__file__).resolve().parent
+    inside = package / "_house" if path.is_relative_to(package / "_house") else package
+    return f"heatproof/{path.relative_to(inside)}" if path.is_relative_to(inside) else str(path)

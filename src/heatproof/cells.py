@@ -1,0 +1,286 @@
+"""One chunk of samples through one model: every explainer's maps, every metric's scores, what fails and why.
+
+What the store knows already is not computed again; what one case breaks does not stop the others (law 9).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from heatproof import checks, geometry, keys
+from heatproof.contract import Case, Explanation, Refused, Score, Trial, Unsuited, explanation_name
+from heatproof.models.base import Model
+from heatproof.records import Curve, Record
+from heatproof.spec import Part
+from heatproof.store import pack
+
+if TYPE_CHECKING:
+    from heatproof.bench import Answer, Bench
+
+T = TypeVar("T")
+
+
+class Chunk:
+    """The cells of one chunk: (explainer, metric) pairs over the chunk's cases."""
+
+    def __init__(self, bench: Bench, model: Model, key: str, answer: Answer) -> None:
+        self.bench, self.spec, self.model, self.model_key, self.answer = bench, bench.spec, model, key, answer
+        self.part = bench.spec.models[answer.job.model]
+
+    def run(self) -> None:
+        first, count = self.answer.job.first, self.answer.job.count
+        samples = self.bench.samples[first : first + count]
+        asked = self.bench.ask(self.model, samples)
+        self.cases = [case for cases in asked for case in cases]
+        self.index = {s.id: first + i for i, s in enumerate(samples)}
+        digests = {s.id: self.bench.digest(s) for s in samples}
+        policy = self.bench.policy(self.model)
+        self.case_keys = {
+            c.id: keys.case_key(self.model_key, c, digests[c.sample], policy) for c in self.cases
+        }
+        self.answer.cases = len(self.cases)
+        self.answer.model = {
+            "name": self.part.name,
+            "replicate": self.part.replicate,
+            "family": self.model.family,
+            "space": self.model.space,
+            "hash": self.model.hash,
+            "policy": policy,
+            "card": dict(self.model.card),
+        }
+        self.shown = [c for c in self.cases if c.mask is not None and c.mask.any()][:2] if not first else []
+        self.rows = {c.id: self._strip_row(c) for c in self.shown}
+        for part in self.spec.explainers:
+            if self.cases:
+                self._explainer(part)
+        self.answer.strip = list(self.rows.values())
+
+    # ------------------------------------------------------------------ one explainer
+
+    def _explainer(self, part: Part) -> None:
+        cases = self.cases
+        try:
+            fitted, fit_key = None, ""
+            if hasattr(part.made, "fit"):
+                fitted, fit_key = self.bench.fitted(part, self.model, self.model_key)
+            if checks.needs_other(part.made):
+                cases = [dataclasses.replace(c, other=self._other(c)) for c in cases]
+            map_keys = {c.id: self._map_key(part, c, fit_key) for c in cases}
+            score_keys = {
+                (c.id, m.name): keys.score_key(map_keys[c.id], m) for c in cases for m in self.spec.metrics
+            }
+            stored = self.bench.store.scores(list(score_keys.values()))
+            todo = [
+                c
+                for c in cases
+                if c.id in self.rows or any(score_keys[c.id, m.name] not in stored for m in self.spec.metrics)
+            ]
+            maps, costs = self._maps(part, todo, map_keys, fitted)
+        except Unsuited as reason:
+            for metric in self.spec.metrics:
+                self._unsuited(part, metric, str(reason))
+            return
+        for case in self.shown:
+            if case.id in maps:
+                self._show(part, case, maps[case.id])
+        for metric in self.spec.metrics:
+            missing = [c for c in todo if c.id in maps and score_keys[c.id, metric.name] not in stored]
+            found = self._scores(part, metric, missing, maps, costs)
+            if found is None:
+                continue
+            for case in cases:
+                key = score_keys[case.id, metric.name]
+                cell = stored.get(key) or found.get(case.id)
+                if cell is not None:
+                    self._record(part, metric, case, key, cell)
+                if case.id in found:
+                    self.answer.news.scores[key] = found[case.id]
+
+    def _other(self, case: Case) -> Callable[[], Case]:
+        def other() -> Case:
+            name = self.index[case.sample]
+            return self.model.recall(  # type: ignore[no-any-return]
+                "other case", [case], lambda _: [self.bench.other(self.model, name)]
+            )[0]
+
+        return other
+
+    def _map_key(self, part: Part, case: Case, fitted: str) -> str:
+        other = ""
+        if checks.needs_other(part.made) and case.other is not None:
+            partner = case.other()
+            sample = next(s for s in self.bench.samples if s.id == partner.sample)
+            other = partner.id + self.bench.digest(sample)
+        return keys.map_key(self.case_keys[case.id], part, fitted, other)
+
+    def _maps(
+        self, part: Part, cases: list[Case], map_keys: dict[str, str], fitted: Any
+    ) -> tuple[dict[str, Explanation], dict[str, tuple[float, float]]]:
+        """Explanations of the cases, stored or new; a case that fails is missing and recorded."""
+        stored = self.bench.store.maps([map_keys[c.id] for c in cases])
+        maps, costs = {}, {}
+        name = explanation_name(part.made)
+        for case in cases:
+            if map_keys[case.id] in stored:
+                explanation, forwards, backwards = stored[map_keys[case.id]]
+                maps[case.id], costs[case.id] = explanation, (forwards, backwards)
+                self.model.memo.kept[self.model.hash, name, case.id] = explanation, forwards, backwards
+
+        def explain(some: list[Case]) -> list[Explanation]:
+            before = [c.pixels.clone() for c in some]
+            with self.model.part() as spent:
+                extra = () if fitted is None else (fitted,)
+                found = list(part.made.explain(self.model, some, *extra))
+            checks.check(part, some, before, found)
+            found = [checks.detached(e) for e in found]
+            for case, explanation in zip(some, found, strict=True):
+                costs[case.id] = spent.forward[case.id], spent.backward[case.id]
+                self.model.memo.kept[self.model.hash, name, case.id] = explanation, *costs[case.id]
+            return found
+
+        missing = [c for c in cases if c.id not in maps]
+        for case, explanation in self._attempt(part, None, missing, explain):
+            maps[case.id] = explanation
+            self.answer.news.maps[map_keys[case.id]] = (pack(explanation), *costs[case.id])
+        return maps, costs
+
+    # ------------------------------------------------------------------ one metric
+
+    def _scores(
+        self,
+        part: Part,
+        metric: Part,
+        cases: list[Case],
+        maps: dict[str, Explanation],
+        costs: dict[str, tuple[float, float]],
+    ) -> dict[str, dict[str, Any]] | None:
+        cells: dict[str, dict[str, Any]] = {}
+
+        def measure(some: list[Case]) -> list[Score]:
+            trials = [Trial(self.model, c, part.made, maps[c.id]) for c in some]
+            with torch.inference_mode(), self.model.part() as spent:
+                found = list(metric.made.measure(trials))
+            if len(found) != len(some):
+                raise Refused(f"{metric.file}: measure() gave {len(found)} scores for {len(some)} trials")
+            for case, score in zip(some, found, strict=True):
+                explained = costs[case.id]
+                cost = spent.forward[case.id] + explained[0], spent.backward[case.id] + explained[1]
+                cells[case.id] = checks.cell(score, cost)
+            return found
+
+        try:
+            for _ in self._attempt(part, metric, cases, measure):
+                pass
+        except Unsuited as reason:
+            self._unsuited(part, metric, str(reason))
+            return None
+        return cells
+
+    # ------------------------------------------------------------------ when something raises
+
+    def _attempt(
+        self, part: Part, metric: Part | None, cases: list[Case], work: Callable[[list[Case]], list[T]]
+    ) -> Iterator[tuple[Case, T]]:
+        """All at once; if that raises, by halves (out of memory) or one by one; what still raises is recorded."""
+        if not cases:
+            return
+        try:
+            yield from zip(cases, work(cases), strict=True)
+        except (Unsuited, Refused):
+            raise
+        except Exception as error:  # noqa: BLE001 - foreign code may raise anything, and the run goes on
+            if len(cases) == 1:
+                self._failed(part, metric, cases[0], error)
+                return
+            step = (len(cases) + 1) // 2 if checks.out_of_memory(error) else 1
+            for first in range(0, len(cases), step):
+                yield from self._attempt(part, metric, cases[first : first + step], work)
+
+    def _failed(self, part: Part, metric: Part | None, case: Case, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"
+        self.answer.failures.append(
+            {
+                "model": self.part.name,
+                "explainer": part.name,
+                "metric": metric.name if metric else "",
+                "case": case.id,
+                "error": said,
+                "traceback": "".join(traceback.format_exception(error)),
+            }
+        )
+        for judge in [metric] if metric else self.spec.metrics:
+            cell = {
+                "values": {
+                    m.name: {"value": None, "status": "failed", "reason": said} for m in judge.made.measures
+                }
+            }
+            self._record(part, judge, case, "", cell)
+
+    # ------------------------------------------------------------------ rows
+
+    def _unsuited(self, part: Part, metric: Part, reason: str) -> None:
+        nobody = Case("", "", "", torch.empty(0), None)
+        cell = {
+            "values": {m.name: {"value": None, "status": "unsuited", "reason": reason} for m in metric.made.measures}
+        }
+        self._record(part, metric, nobody, "", cell)
+
+    def _record(self, part: Part, metric: Part, case: Case, key: str, cell: dict[str, Any]) -> None:
+        model, replicate = self.part.name, self.part.replicate
+        for name, value in cell["values"].items():
+            self.answer.records.append(
+                Record(
+                    benchmark=self.spec.name,
+                    model=model,
+                    family=self.model.family,
+                    replicate=replicate,
+                    explainer=part.name,
+                    role=part.role,
+                    sample=case.sample,
+                    case=case.id,
+                    about=case.about,
+                    metric=metric.name,
+                    name=name,
+                    value=value["value"],
+                    parts=value.get("parts", {}),
+                    status=value["status"],
+                    reason=value.get("reason", ""),
+                    forwards=cell.get("forwards", 0.0),
+                    backwards=cell.get("backwards", 0.0),
+                    key=key,
+                )
+            )
+        for name, (x, y) in cell.get("curves", {}).items():
+            place = (self.spec.name, model, replicate, part.name, case.sample, case.id, metric.name, name)
+            self.answer.curves.append(Curve(*place, tuple(x), tuple(y)))
+
+    def _strip_row(self, case: Case) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "model": self.part.name,
+            "family": self.model.family,
+            "case": case.id,
+            "about": case.about,
+            "spoken": list(case.spoken),
+            "image": self.model.frame.picture(case.pixels),
+            "maps": {},
+            "texts": {},
+        }
+        if case.mask is not None:
+            row["evidence"] = case.mask.numpy()
+        return row
+
+    def _show(self, part: Part, case: Case, explanation: Explanation) -> None:
+        row = self.rows[case.id]
+        size = case.pixels.shape[-2], case.pixels.shape[-1]
+        if explanation.image is not None:
+            heat = geometry.read(explanation.image, size)
+            row["maps"][part.name] = (heat / heat.abs().max().clamp(min=1e-12)).numpy().astype(np.float16)
+        if explanation.text is not None:
+            text = explanation.text / explanation.text.abs().max().clamp(min=1e-12)
+            row["texts"][part.name] = text.numpy().astype(np.float16)

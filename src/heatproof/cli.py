@@ -1,0 +1,226 @@
+"""The command line: run, report, regress, list, show, train, export, doctor. Each command is a few calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+import heatproof
+from heatproof.errors import Refused
+
+BENCHMARK = click.argument("benchmark")
+
+
+def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that change what a benchmark computes, the same for every command that computes."""
+    options = [
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="e.g. metrics.deletion.steps=50"),
+        click.option("--data", "data", multiple=True, metavar="NAME=DIR", help="where data or weights of that name are"),
+        click.option("--stand-in", is_flag=True, help="the spec's [stand_in] in place of data you do not have"),
+        click.option("--limit", type=click.IntRange(1), help="the first N samples only"),
+        click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="processes"),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _order(benchmark: str, **settings: Any) -> Any:
+    from heatproof.runner import Order
+
+    pairs: dict[str, str] = {}
+    for text in settings.pop("data", ()):
+        name, sep, folder = text.partition("=")
+        if not sep:
+            raise Refused(f"--data {text}: found no '='; write NAME=DIR")
+        pairs[name] = folder
+    return Order(benchmark, data=pairs, **settings)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(heatproof.__version__)
+def cli() -> None:
+    """Heat maps, put to the proof: run explanation methods through metrics, and get tables and a report."""
+
+
+@cli.command()
+@BENCHMARK
+@_settings
+@click.option("--plan", is_flag=True, help="say what a run would take and what is missing; start nothing")
+def run(benchmark: str, plan: bool, **settings: Any) -> None:
+    """Run a benchmark: only what is not stored yet is computed."""
+    from heatproof import planning, runner
+    from heatproof.tables import terminal
+
+    order = _order(benchmark, **settings)
+    if plan:
+        click.echo(planning.plan(order))
+        return
+    result = runner.run(order)
+    place = order.read().workspace
+    click.echo(terminal(result))
+    for path in _render(result, place):
+        click.echo(_short(path))
+    failures = result.run["failures"]
+    if failures:
+        first = failures[0]
+        click.echo(
+            f"{len(failures)} failed; the first: {first['model']} / {first['explainer']} / {first['case']}: "
+            f"{first['error']}  (all with tracebacks in the report)",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _render(result: Any, workspace: Path) -> list[Path]:
+    from heatproof import report as reporting
+
+    return list(reporting.write(result, workspace / "reports" / result.name))
+
+
+def _short(path: Path) -> str:
+    cwd = Path.cwd().resolve()
+    path = path.resolve()
+    return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
+
+
+@cli.command()
+@BENCHMARK
+def report(benchmark: str) -> None:
+    """Redraw tables, plots and the report from results, without torch."""
+    from heatproof.results import latest
+
+    result, workspace = latest(benchmark, Path.cwd())
+    click.echo(f"drawn from {_short(result.folder / (result.name + '.csv'))}")
+    for path in _render(result, workspace):
+        click.echo(_short(path))
+
+
+@cli.command()
+@BENCHMARK
+@_settings
+@click.option("--freeze", is_flag=True, help="make the new numbers the frozen ones")
+@click.option("--reason", default="", help="why the frozen numbers change; kept in their history")
+def regress(benchmark: str, freeze: bool, reason: str, **settings: Any) -> None:
+    """Compare with the frozen results; exit 1 if a score moved beyond its tolerance."""
+    from heatproof import regress as checking
+    from heatproof import results, runner
+
+    order = _order(benchmark, **settings)
+    asked = order.read()
+    frozen = results.frozen(asked.workspace, asked.name)
+    if freeze:
+        if frozen is not None and not reason:
+            raise Refused('--freeze needs --reason "why the numbers change": they keep their past')
+        for path in results.freeze(runner.run(order), asked.workspace, frozen, reason or "first frozen"):
+            click.echo(_short(path))
+        return
+    if frozen is None:
+        raise Refused(
+            f"results/{asked.name}.csv is not there: nothing is frozen yet. "
+            f'Type: heatproof regress {benchmark} --freeze --reason "first"'
+        )
+    verdict = checking.compare(frozen, runner.run(order))
+    for line in verdict.lines:
+        click.echo(line)
+    sys.exit(verdict.exit_code)
+
+
+@cli.command("list")
+@click.argument(
+    "what",
+    default="benchmarks",
+    type=click.Choice(["explainers", "metrics", "models", "datasets", "benchmarks", "recipes"]),
+)
+def list_(what: str) -> None:
+    """What is on the shelves, one line each, with settings and source."""
+    from heatproof.catalogue import lines
+
+    for line in lines(what, Path.cwd()):
+        click.echo(line)
+
+
+@cli.command()
+@BENCHMARK
+@click.argument("case", required=False)
+@_settings
+@click.option("--out", type=click.Path(path_type=Path), help="where the PNG goes")
+def show(benchmark: str, case: str | None, out: Path | None, **settings: Any) -> None:
+    """One case: the image with each explainer's map side by side. Without CASE: the cases there are."""
+    from heatproof.showing import show as draw
+
+    for line in draw(_order(benchmark, **settings), case, out):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), help="where the weights go (default: beside the recipe)")
+def train(recipe: str, out: Path | None) -> None:
+    """Train a model by its recipe; resumes after a kill."""
+    from heatproof.errors import unknown
+    from heatproof.shelf import Place
+    from heatproof.training import train as begin
+
+    known = Place(Path.cwd(), Path.cwd()).recipes()
+    path = Path(recipe) if recipe.endswith(".toml") else known.get(recipe)
+    if path is None or not path.is_file():
+        raise unknown("heatproof train", "recipe", recipe, known)
+    target = out or Path.cwd() / "recipes" / "weights" / path.stem
+    card: Mapping[str, Any] = begin(path, target)
+    for key, value in card.items():
+        click.echo(f"{key}: {value}")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("what", type=click.Choice(["scenes"]))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--sample", default=100, show_default=True, help="how many scenes")
+@click.option("--split", default="test", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def export(what: str, folder: Path, sample: int, split: str, seed: int) -> None:
+    """Write generated scenes as COCO instances and captions with PNGs."""
+    from heatproof.export import export_scenes
+
+    for path in export_scenes(folder, sample=sample, split=split, seed=seed):
+        click.echo(_short(path))
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at versions, device, extras and data folders; say what to type where something is wrong."""
+    from heatproof.doctor import examine
+
+    lines, healthy = examine(Path.cwd())
+    for line in lines:
+        click.echo(line)
+    sys.exit(0 if healthy else 1)
+
+
+def _plainly(command: Callable[[], Any]) -> Callable[[], Any]:
+    """Refusals become one line and exit code 2; anything else is a bug and keeps its traceback."""
+
+    @wraps(command)
+    def wrapped() -> Any:
+        try:
+            return command()
+        except (Refused, FileNotFoundError) as error:
+            click.echo(f"heatproof: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("heatproof: stopped; what was finished is kept, the same command resumes", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+@_plainly
+def main() -> Any:
+    """The console script."""
+    return cli(standalone_mode=True)

@@ -1,0 +1,29 @@
+"""The two answers that are no crash: this pair does not suit, and this request cannot be served."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Unsuited(Exception):
+    """An explainer or metric cannot serve this model; the reason becomes a dash in the table."""
+
+
+class Refused(Exception):
+    """The user asked for something that cannot be done; the text names file, field, found, accepted."""
+
+
+def unknown(where: str, what: str, found: str, accepted: Iterable[str], hint: str = "") -> Refused:
+    """The one form of 'no such name': place, what was found, the nearest, what there is.
+
+    >>> print(unknown("demo.toml: metrics", "metric", "deletoin", ["deletion", "localization"]))
+    demo.toml: metrics: no metric 'deletoin'; did you mean 'deletion'? There are: deletion, localization
+    """
+    names = sorted(accepted)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    tail = f" {hint}" if hint else ""
+    return Refused(
+        f"{where}: no {what} {found!r}{guess} There are: {', '.join(names) or 'none'}{tail}"
+    )

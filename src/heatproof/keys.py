@@ -1,0 +1,89 @@
+"""The key of a number: a hash of everything that can move it (law 8). Same key, same number.
+
+A score's key is built on its map's key, that on its case's key, and that on its model's: what changed low
+changes everything above it, and nothing else. Times, git commits and the number of workers are no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from heatproof import shelf
+from heatproof.contract import Case, Model
+from heatproof.spec import Part
+
+
+def seal(*parts: Any) -> str:
+    """A hash of plain values; dicts by sorted keys.
+
+    >>> seal({"a": 1, "b": 2}) == seal({"b": 2, "a": 1}), seal(1) == seal("1")
+    (True, False)
+    """
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=True)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def model_key(part: Part, model: Model, device: str) -> str:
+    """Weights, adapter source, dtype, device kind, processor kind and torch version."""
+    return seal(
+        "model",
+        model.hash,
+        part.source,
+        shelf.source(_file(type(model))),
+        "float32",
+        device.split(":")[0],
+        platform.machine(),
+        torch.__version__,
+    )
+
+
+def case_key(model: str, case: Case, digest: str, policy: str) -> str:
+    """The sample's bytes and the question: id, seed, target, choices, tokens, geometry of the evidence."""
+    hashed = blake2b(digest_size=16)
+    for tensor in (case.pixels, case.tokens, case.evidence, case.boxes, case.ignore, case.evidence_text):
+        if tensor is not None:
+            hashed.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        hashed.update(b"|")
+    about = (case.id, case.sample, case.about, case.seed, str(case.target), str(case.choices))
+    return seal("case", model, digest, policy, *about, list(case.words), hashed.hexdigest())
+
+
+def map_key(case: str, part: Part, fitted: str = "", other: str = "") -> str:
+    """The explainer's source and settings, what it was fitted on, and the other case it looks at."""
+    nested = [shelf.source(_file(type(made))) for made in _nested(part.made)]
+    return seal("map", case, part.use, part.settings, part.source, nested, fitted, other)
+
+
+def fit_key(model: str, part: Part, digests: list[str], seed: int) -> str:
+    """What a fit depends on: the model, the explainer, and every sample of the fit split."""
+    return seal("fit", model, part.use, part.settings, part.source, digests, seed)
+
+
+def score_key(of: str, part: Part) -> str:
+    """The metric's source and settings on top of the map (or of the bare case, for metrics of the model)."""
+    return seal("score", of, part.use, part.settings, part.source)
+
+
+def _nested(made: Any) -> list[Any]:
+    inner = [v for v in vars(made).values() if hasattr(v, "explain")]
+    return [x for v in inner for x in (v, *_nested(v))]
+
+
+def _file(cls: type) -> Any:
+    import sys
+    from pathlib import Path
+
+    return Path(str(sys.modules[cls.__module__].__file__))
+
+
+def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as JSON gives it back, so that what is stored equals what was just computed."""
+    loaded: dict[str, Any] = json.loads(json.dumps(mapping))
+    return loaded

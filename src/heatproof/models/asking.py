@@ -1,0 +1,83 @@
+"""From a sample to the evidence of a case, in a model's own geometry; shared by the three families."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from heatproof.contract import Refused, Sample
+from heatproof.geometry import Frame
+
+
+def case_id(sample: str, *parts: object) -> str:
+    """A case's name, fit for a file name on any system.
+
+    >>> case_id("000/12", 3, "hot dog")
+    '000-12.3.hot-dog'
+    """
+    clean = [re.sub(r"[^A-Za-z0-9_-]+", "-", str(part)).strip("-") or "x" for part in parts]
+    return ".".join([re.sub(r"[^A-Za-z0-9_-]+", "-", sample), *clean])
+
+
+def pixels(sample: Sample, frame: Frame) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The model's input for a sample, and the size (H, W) of the photograph it came from."""
+    image = sample.read()
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise Refused(
+            f"sample {sample.id}: read() gave {image.dtype} {list(image.shape)}, accepted is uint8 [H, W, 3]"
+        )
+    height, width = image.shape[:2]
+    return frame.image(image), (height, width)
+
+
+def evidence(
+    sample: Sample, names: Collection[str], frame: Frame, source: tuple[int, int]
+) -> dict[str, Any]:
+    """The annotated instances with one of these names: a Case's ``evidence``, ``boxes``, ``ignore``, ``cut``.
+
+    Nothing at all where the sample carries no annotation; zero planes where it does but not of these names.
+    An object that has a box but no mask counts as its filled box.
+    """
+    if not sample.objects:
+        return {}
+    meant = [o for o in sample.objects if o.name in names and not o.ignore]
+    crowds = [o for o in sample.objects if o.name in names and o.ignore]
+    masks = [o.mask if o.mask is not None else _filled(o.box, source) for o in meant]
+    planes = [frame.mask(mask) for mask in masks]
+    size = planes[0].shape if planes else frame.mask(np.zeros(source, bool)).shape
+    found: dict[str, Any] = {
+        "evidence": torch.stack(planes) if planes else torch.zeros((0, *size), dtype=torch.bool),
+        "boxes": torch.tensor([frame.box(o.box, source) for o in meant]).reshape(-1, 4),
+        "cut": frame.cut(np.logical_or.reduce(masks)) if masks else None,
+    }
+    if crowds:
+        hidden = [o.mask if o.mask is not None else _filled(o.box, source) for o in crowds]
+        found["ignore"] = frame.mask(np.logical_or.reduce(hidden))
+    return found
+
+
+def _filled(box: tuple[float, float, float, float], source: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(source, bool)
+    x0, y0, x1, y1 = (round(v) for v in box)
+    mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    return mask
+
+
+def mentions(word: str, names: Iterable[str]) -> list[str]:
+    """The object names that a word of a caption speaks of: the name itself or its plain plural.
+
+    >>> mentions("dogs", ["dog", "cat"])
+    ['dog']
+    """
+    forms = {word, word.removesuffix("s"), word.removesuffix("es")}
+    return [name for name in names if forms & set(name.split())]
+
+
+def unknown_policy(found: str, family: str, accepted: Iterable[str]) -> Refused:
+    return Refused(
+        f"targets.{family}: found {found!r}, accepted are {', '.join(repr(a) for a in accepted)}"
+    )

@@ -1,0 +1,399 @@
+"""The one door to a net: fixed rows, named sites, counted work; the verbs that all families share.
+
+A net is told as *towers* (``image``, ``text``), each a list of stages run one after the other; what a stage
+puts out is a *site*. Everything passes through ``_run``: it cuts the rows into blocks of a fixed number,
+because the last bits of a matrix product depend on how many rows it has (law 1), lets watchers see each site,
+and counts whole-forward equivalents for the case that each row belongs to (law 10).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heatproof import geometry
+from heatproof.contract import Case, Unsuited
+
+Context = dict[str, Tensor]  # what a row needs besides the activation: token ids, targets, embeddings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a tower: ``run(x, context) -> x``; ``site`` names its output, None where none may look."""
+
+    site: str | None
+    run: Callable[[Tensor, Context], Tensor]
+
+
+class Meter:
+    """Rows forwarded and backwarded, in whole-forward equivalents, by the case that pays for them."""
+
+    def __init__(self) -> None:
+        self.forward: Counter[str] = Counter()
+        self.backward: Counter[str] = Counter()
+        self.run = 0.0  # what was really run, whoever pays for it
+
+    @contextmanager
+    def aside(self) -> Iterator[Meter]:
+        """What is spent inside goes to a meter of its own, and not to this one."""
+        kept = self.forward, self.backward
+        spent = Meter()
+        self.forward, self.backward = spent.forward, spent.backward
+        try:
+            yield spent
+        finally:
+            self.forward, self.backward = kept
+
+
+class Memo:
+    """Work that several parts of one chunk share, kept by case and emptied after the chunk.
+
+    Every part pays once for what it asks for, found or computed: the meter tells what a part costs alone.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str, str], tuple[Any, float, float]] = {}
+        self.paid: set[tuple[str, str, str]] = set()  # by the part under way
+        self.on = os.environ.get("HEATPROOF_MEMO", "on") != "off"
+
+    def clear(self) -> None:
+        self.kept.clear()
+
+
+class Watch:
+    """The values of one site during the latest run, all rows in one tensor.
+
+    The rows pass in blocks, yet the gradient of a score must be had for all of them at once: ``value`` is a
+    leaf that each block's activation is tied to, so its gradient is the activation's.
+    """
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+        self._value: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        if self._value is None:
+            raise RuntimeError(f"nothing has passed site {self.site!r} yet: call model.score first")
+        return self._value
+
+    def begin(self) -> None:
+        self._value = None
+
+    def tap(self, x: Tensor, start: int, kept: int, total: int) -> Tensor:
+        if self._value is None:
+            value = torch.empty((total, *x.shape[1:]), dtype=x.dtype, device=x.device)
+            self._value = value.requires_grad_(torch.is_grad_enabled())
+        with torch.no_grad():
+            self._value[start : start + kept] = x[:kept]
+        return _Tie.apply(x, self._value, start, kept) if torch.is_grad_enabled() else x
+
+
+class _Tie(torch.autograd.Function):
+    """x as it is; its gradient is handed to the watcher's rows as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, start: int, kept: int) -> Tensor:
+        ctx.place = value.shape, start, kept
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        shape, start, kept = ctx.place
+        seen = grad.new_zeros(shape)
+        seen[start : start + kept] = grad[:kept]
+        return grad, seen, None, None
+
+
+# The block under way, for sites inside a stage (attention probabilities): site -> its tap.
+_PASSING: ContextVar[dict[str, Callable[[Tensor], Tensor]]] = ContextVar("passing", default={})
+
+
+def passing(site: str, x: Tensor) -> Tensor:
+    """Called from inside a stage where a site lies: lets a watcher see x and carry its gradient."""
+    tap = _PASSING.get().get(site)
+    return x if tap is None else tap(x)
+
+
+@dataclass(eq=False)
+class Model:
+    """What classifier, dual encoder and captioner have in common; see ``contract.Model`` for the verbs.
+
+    A family sets ``family`` and ``space`` and gives ``_towers`` (the net as stages), ``_context`` (what a case's
+    row needs) and ``ask``.
+    """
+
+    name: str
+    net: nn.Module
+    frame: geometry.Frame
+    card: Mapping[str, Any] = field(default_factory=dict)
+    rows: int = 8  # forwarded at a time, always exactly so many (law 1)
+    device: str = "cpu"
+
+    family = ""
+    space = ""
+    extra_tokens = 1  # class and register tokens before the patches
+
+    def __post_init__(self) -> None:
+        self.net = self.net.to(self.device).eval().requires_grad_(False)
+        self.meter, self.memo = Meter(), Memo()
+        self._watches: dict[str, Watch] = {}
+        self._hash: str | None = None
+        self.towers = self._towers()
+        self._shares: dict[str, list[float]] = {}
+
+    # ------------------------------------------------------------------ what a family gives
+
+    def _towers(self) -> dict[str, list[Stage]]:
+        raise NotImplementedError
+
+    def _context(self, cases: Sequence[Case], choices: bool = False) -> Context:
+        """What each case's row needs to be scored; ``choices`` asks for the rivals as well."""
+        raise NotImplementedError
+
+    def _example(self, tower: str) -> tuple[Tensor, Context]:
+        """One block of rows to weigh the tower's stages with."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    def hash(self) -> str:
+        """Of the weights and what else fixes the function; a twin has its own."""
+        if self._hash is None:
+            seal = blake2b(digest_size=16)
+            for name, tensor in sorted(self.net.state_dict().items()):
+                seal.update(name.encode() + str(tuple(tensor.shape)).encode())
+                seal.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            seal.update(repr((self.family, self.frame, self.rows, self._identity())).encode())
+            self._hash = seal.hexdigest()
+        return self._hash
+
+    def _identity(self) -> object:
+        return str(getattr(self.net, "config", type(self.net).__name__))
+
+    def twin(self, edit: Callable[[nn.Module], None], name: str) -> Model:
+        """A copy whose net was edited in place by ``edit``; the original stays as it is (law 5)."""
+        other = copy.copy(self)
+        other.net = copy.deepcopy(self.net)
+        edit(other.net)
+        other.name = f"{self.name}~{name}"
+        other.net.eval().requires_grad_(False)
+        other.memo, other._watches, other._hash = Memo(), {}, None
+        other.towers = other._towers()
+        return other  # the meter is shared: a twin's forwards are paid by whoever asked for it
+
+    # ------------------------------------------------------------------ sites
+
+    @property
+    def sites(self) -> dict[str, int]:
+        """Every kind of site and how many there are: ``{"image.block": 3, "image.attention": 4}``."""
+        names = [s.site for stages in self.towers.values() for s in stages if s.site]
+        return dict(Counter(name.split(" ")[0] for name in [*names, *self._inner_sites()]))
+
+    def _inner_sites(self) -> list[str]:
+        return []
+
+    def site(self, kind: str, index: int = -1) -> str:
+        """The name of one site, counted from 0, or from the end where negative.
+
+        Raises Unsuited, naming the sites there are, if the model has none of the kind.
+        """
+        count = self.sites.get(kind, 0)
+        if not -count <= index < count:
+            there = ", ".join(f"{k} (0 to {n - 1})" for k, n in self.sites.items())
+            near = difflib.get_close_matches(kind, self.sites, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and not count else ""
+            raise Unsuited(f"{self.name} has no site {kind!r} {index}; it has {there}{hint}")
+        return f"{kind} {index % count}"
+
+    def _find(self, site: str) -> tuple[str, int]:
+        for tower, stages in self.towers.items():
+            for i, stage in enumerate(stages):
+                if stage.site == site:
+                    return tower, i + 1
+        raise Unsuited(f"{self.name} cannot be cut at {site!r}; it can at {', '.join(self.sites)}")
+
+    @contextmanager
+    def watch(self, site: str) -> Iterator[Watch]:
+        """See a site during the next ``score``: its ``value`` [N, ...] is on the way from input to score."""
+        kind, index = site.rsplit(" ", 1)
+        self.site(kind, int(index))
+        if site in self._watches:
+            raise RuntimeError(f"{site!r} of {self.name} is watched already")
+        watch = self._watches[site] = Watch(site)
+        try:
+            yield watch
+        finally:
+            del self._watches[site]
+
+    def grid(self, tokens: Tensor) -> Tensor:
+        """Token values [T] or [T, D] on the image grid, [h, w] or [D, h, w]; special tokens dropped."""
+        return geometry.fold(tokens, self.extra_tokens)
+
+    # ------------------------------------------------------------------ the door
+
+    def _run(
+        self,
+        tower: str,
+        x: Tensor,
+        cases: Sequence[Case],
+        context: Context,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Stages ``start`` to ``stop`` of a tower over N rows, in blocks of ``rows``, ragged ends padded."""
+        stages = self.towers[tower][start:stop]
+        total = x.shape[0]
+        if total != len(cases):
+            raise ValueError(f"{total} rows for {len(cases)} cases: one case a row is needed")
+        if total == 0:
+            raise ValueError("no rows to run")
+        watches = {s: w for s, w in self._watches.items() if s.startswith(f"{tower}.")}
+        for watch in watches.values():
+            watch.begin()
+        share = sum(self._weights(tower)[start:stop])
+        parts = []
+        for first in range(0, total, self.rows):
+            block = x[first : first + self.rows]
+            kept = block.shape[0]
+            side = {k: self._fill(v[first : first + self.rows]) for k, v in context.items()}
+            out = self._fill(block)
+            taps = {
+                site: (lambda v, w=watch, f=first, k=kept: w.tap(v, f, k, total))
+                for site, watch in watches.items()
+            }
+            token = _PASSING.set(taps)
+            try:
+                for stage in stages:
+                    out = stage.run(out, side)
+                    if stage.site in taps:
+                        out = taps[stage.site](out)
+            finally:
+                _PASSING.reset(token)
+            self._count(out, cases[first : first + kept], share)
+            parts.append(out[:kept])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _fill(self, block: Tensor) -> Tensor:
+        missing = self.rows - block.shape[0]
+        block = block.to(self.device)
+        if not missing:
+            return block
+        return torch.cat([block, block[-1:].detach().expand(missing, *block.shape[1:])])
+
+    def _count(self, out: Tensor, cases: Sequence[Case], share: float) -> None:
+        payers = [case.charge or case.id for case in cases]
+        self.meter.run += share * len(payers)
+        for payer in payers:
+            self.meter.forward[payer] += share
+        if out.requires_grad:
+
+            def backward(_: Tensor) -> None:
+                self.meter.run += share * len(payers)
+                for payer in payers:
+                    self.meter.backward[payer] += share
+
+            out.register_hook(backward)
+
+    def _weights(self, tower: str) -> list[float]:
+        """What each stage costs as a share of the whole model's forward, by floating-point operations."""
+        if tower not in self._shares:
+            flops = []
+            with torch.no_grad():
+                x, context = self._example(tower)
+                for stage in self.towers[tower]:
+                    with FlopCounterMode(display=False) as counter:
+                        x = stage.run(x, context)
+                    flops.append(counter.get_total_flops())
+            whole = sum(flops) or 1
+            self._shares[tower] = [f / whole for f in flops]
+        return self._shares[tower]
+
+    def stack(self, cases: Sequence[Case]) -> Tensor:
+        """The cases' pixels in one tensor [N, C, H, W]."""
+        return torch.stack([case.pixels for case in cases]).to(self.device)
+
+    # ------------------------------------------------------------------ the verbs
+
+    def score(self, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
+        """[N, C, H, W] -> [N]: the score of each case's target, differentiable in the pixels."""
+        return self._run("image", pixels, cases, self._context(cases))
+
+    def scores(self, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
+        """[N, C, H, W] -> [N, K]: the scores of each case's choices, the target among them."""
+        return self._run("image", pixels, cases, self._context(cases, choices=True))
+
+    def upto(self, site: str, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
+        """The activation at a site; what lies above it is not run. Text sites read the cases' tokens."""
+        tower, stop = self._find(site)
+        return self._run(tower, self._input(tower, pixels, cases), cases, self._context(cases), 0, stop)
+
+    def above(self, site: str, activation: Tensor, cases: Sequence[Case]) -> Tensor:
+        """From an activation at a site to the score [N]; what lies below it is not run."""
+        tower, start = self._find(site)
+        return self._run(tower, activation, cases, self._context(cases), start)
+
+    def _input(self, tower: str, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
+        return pixels
+
+    def score_text(self, keep: Tensor, cases: Sequence[Case], removal: str = "attention") -> Tensor:
+        raise Unsuited(f"{self.name} is a {self.family}: it reads no text")
+
+    def recall(
+        self, what: str, cases: Sequence[Case], compute: Callable[[list[Case]], Sequence[Any]]
+    ) -> list[Any]:
+        """What ``compute`` gives for each case, computed once a chunk and model; paid for by every asker."""
+        memo, keys = self.memo, [(self.hash, what, case.id) for case in cases]
+        kept = memo.kept if memo.on else {}
+        missing = {k: case for k, case in zip(keys, cases, strict=True) if k not in kept}
+        if missing:
+            outer, memo.paid = memo.paid, set()
+            try:
+                # what is kept may be used under autograd later, which inference tensors forbid
+                with torch.inference_mode(False), torch.enable_grad(), self.meter.aside() as spent:
+                    found = compute(list(missing.values()))
+            finally:
+                memo.paid = outer
+            for (key, case), value in zip(missing.items(), found, strict=True):
+                payer = case.charge or case.id
+                kept[key] = value, spent.forward[payer], spent.backward[payer]
+        for key, case in zip(keys, cases, strict=True):
+            if key not in memo.paid:
+                memo.paid.add(key)
+                payer = case.charge or case.id
+                self.meter.forward[payer] += kept[key][1]
+                self.meter.backward[payer] += kept[key][2]
+        return [kept[key][0] for key in keys]
+
+    @contextmanager
+    def part(self) -> Iterator[Meter]:
+        """The work of one part (an explainer, a metric): what it costs alone, by case."""
+        outer, self.memo.paid = self.memo.paid, set()
+        try:
+            with self.meter.aside() as spent:
+                yield spent
+        finally:
+            self.memo.paid = outer
+
+    def clean(self, cases: Sequence[Case]) -> Tensor:
+        """[N]: the scores of the untouched images, from the chunk's memo."""
+
+        def compute(some: list[Case]) -> Sequence[Tensor]:
+            with torch.no_grad():
+                return list(self.score(self.stack(some), some))
+
+        return torch.stack(self.recall("clean", cases, compute))

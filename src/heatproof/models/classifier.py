@@ -1,0 +1,109 @@
+"""Image classifiers: the score is the logit of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from heatproof.contract import Case, Refused, Sample
+from heatproof.models import asking
+from heatproof.models.base import Context, Model, Stage
+
+POLICIES = ("label", "predicted", "objects")
+
+
+def _read_targets(logits: Tensor, context: Context) -> Tensor:
+    return logits.gather(1, context["targets"]).squeeze(1)
+
+
+@dataclass(eq=False)
+class Classifier(Model):
+    """A net that ends in logits [N, classes].
+
+    ``stages`` tells the net as stages; ``labels`` maps a name of the data set to the classes that mean it
+    (several where the net is finer than the data set: the highest of them is the target).
+    Target policies: "label" (the sample's own label), "predicted" (whatever the net says), "objects" (one case
+    for every annotated category that the net knows).
+    """
+
+    stages: Callable[[nn.Module], list[Stage]] = field(kw_only=True)
+    labels: Mapping[str, tuple[int, ...]] = field(kw_only=True)
+    channels: int = 3
+
+    family = "classifier"
+    space = "logit"
+
+    def _towers(self) -> dict[str, list[Stage]]:
+        return {"image": [*self.stages(self.net), Stage(None, _read_targets)]}
+
+    def _inner_sites(self) -> list[str]:
+        return inner_sites(self.net)
+
+    def _example(self, tower: str) -> tuple[Tensor, Context]:
+        size = self.frame.size
+        x = torch.zeros(self.rows, self.channels, size, size, device=self.device)
+        return x, {"targets": torch.zeros(self.rows, 1, dtype=torch.long, device=self.device)}
+
+    @property
+    def classes(self) -> int:
+        return 1 + max(max(members) for members in self.labels.values())
+
+    def _context(self, cases: Sequence[Case], choices: bool = False) -> Context:
+        wanted = [(case.choices or range(self.classes)) if choices else [case.target] for case in cases]
+        return {"targets": torch.tensor([list(row) for row in wanted])}
+
+    def _name(self, index: int) -> str:
+        return next(name for name, members in self.labels.items() if index in members)
+
+    def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
+        """One list of cases a sample, by the target policy."""
+        if policy not in POLICIES:
+            raise asking.unknown_policy(policy, self.family, POLICIES)
+        return [self._ask(sample, policy) for sample in samples]
+
+    def _ask(self, sample: Sample, policy: str) -> list[Case]:
+        image, source = asking.pixels(sample, self.frame)
+        if policy == "label":
+            if sample.label not in self.labels:
+                raise Refused(
+                    f"sample {sample.id}: label {sample.label!r} is none that {self.name} knows "
+                    f"(it knows {len(self.labels)}: {', '.join(sorted(self.labels)[:8])}, ...)"
+                )
+            names = [sample.label]
+        elif policy == "objects":
+            there = dict.fromkeys(o.name for o in sample.objects if not o.ignore)
+            names = [name for name in there if name in self.labels]
+        else:
+            names = [self._name(int(self.logits(image[None]).argmax()))]
+        return [
+            Case(
+                id=asking.case_id(sample.id, name),
+                sample=sample.id,
+                about=name,
+                pixels=image,
+                target=self._target(image, name),
+                **asking.evidence(sample, [name], self.frame, source),
+            )
+            for name in names
+        ]
+
+    def _target(self, image: Tensor, name: str) -> int:
+        members = self.labels[name]
+        if len(members) == 1:
+            return members[0]
+        return members[int(self.logits(image[None])[0, list(members)].argmax())]
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, classes], without gradient."""
+        cases = [Case("", "", "", row, 0) for row in pixels]
+        with torch.no_grad():
+            return self.scores(pixels, cases)
+
+
+def inner_sites(net: nn.Module, tower: str = "image") -> list[str]:
+    """The attention sites that ``huggingface.tell_sites`` gave to a tower's modules."""
+    names = [getattr(module, "heatproof_site", "") for module in net.modules()]
+    return [name for name in names if name.startswith(f"{tower}.attention ")]

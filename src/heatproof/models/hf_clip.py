@@ -1,0 +1,102 @@
+"""Hugging Face CLIP, from the hub's cache or a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatproof.models.attention import causal, tell_sites
+from heatproof.models.base import Context, Stage
+from heatproof.models.dual import Dual
+from heatproof.models.hf_classifier import open_card, open_frame, open_net
+from heatproof.models.words import HuggingFaceTokens, read_vocabulary
+
+
+@dataclass(frozen=True)
+class HfClip:
+    """``name`` is a hub name or a folder with config.json, model.safetensors and a tokenizer."""
+
+    name: str
+    revision: str | None = None
+    rows: int = 8
+
+    def load(self, name: str, device: str = "cpu") -> Dual:
+        from transformers import AutoTokenizer, CLIPModel
+
+        net = open_net(CLIPModel, self.name, self.revision)
+        if Path(self.name).is_dir():
+            tokenizer = read_vocabulary(Path(self.name))
+        else:
+            tokenizer = HuggingFaceTokens(
+                AutoTokenizer.from_pretrained(self.name, revision=self.revision)
+            )
+        return clip(
+            name,
+            net,
+            tokenizer,
+            frame=open_frame(self.name, self.revision),
+            card=open_card(self.name),
+            rows=self.rows,
+            device=device,
+        )
+
+
+def clip(name: str, net: Any, tokenizer: Any, **settings: Any) -> Dual:
+    """A ``transformers`` CLIPModel that is at hand already, behind the contract."""
+    tell_sites(
+        net,
+        [net.config, net.config.vision_config, net.config.text_config, net.vision_model.config, net.text_model.config],
+        {
+            "image": [b.self_attn for b in net.vision_model.encoder.layers],
+            "text": [b.self_attn for b in net.text_model.encoder.layers],
+        },
+    )
+    return Dual(
+        name,
+        net,
+        image_stages=image_stages,
+        text_stages=text_stages,
+        tokenizer=tokenizer,
+        text_length=net.config.text_config.max_position_embeddings,
+        **settings,
+    )
+
+
+def image_stages(net: Any) -> list[Stage]:
+    """Sites: image.embed 0, image.block k = the output of block k below the last, which is read at the class token."""
+    vision = net.vision_model
+    last = len(vision.encoder.layers) - 1
+    stages = [
+        Stage("image.embed 0", lambda x, _: vision.pre_layrnorm(vision.embeddings(x))),
+    ]
+    for k, block in enumerate(vision.encoder.layers):
+        site = f"image.block {k}" if k < last else None
+        stages.append(Stage(site, lambda x, _, b=block: b(x, None)))
+    return [
+        *stages,
+        Stage(None, lambda x, _: net.visual_projection(vision.post_layernorm(x[:, 0]))),
+    ]
+
+
+def text_stages(net: Any) -> list[Stage]:
+    """Sites: text.embed 0, text.block k; the end token alone is read, by the causal mask all tokens reach it."""
+    text = net.text_model
+    last = len(text.encoder.layers) - 1
+
+    def embed(ids: Tensor, context: Context) -> Tensor:
+        tokens = text.embeddings.token_embedding(ids) * context["gain"][..., None]
+        return tokens + text.embeddings.position_embedding.weight[: ids.shape[1]]
+
+    def read(x: Tensor, context: Context) -> Tensor:
+        rows = torch.arange(x.shape[0], device=x.device)
+        return net.text_projection(text.final_layer_norm(x)[rows, context["eos"]])
+
+    stages = [Stage("text.embed 0", embed)]
+    for k, block in enumerate(text.encoder.layers):
+        site = f"text.block {k}" if k < last else None
+        stages.append(Stage(site, lambda x, c, b=block: b(x, causal(c["seen"]))))
+    return [*stages, Stage(None, read)]

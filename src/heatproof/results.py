@@ -1,0 +1,78 @@
+"""Which files a benchmark's numbers are in: the working ones of the latest run, and the frozen ones. No torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from heatproof.errors import Refused, unknown
+from heatproof.records import Result, read_result, write_whole
+from heatproof.shelf import Place, house
+from heatproof.spec import locate
+
+PARTS = (".csv", ".curves.csv", ".strip.npz", ".run.json")
+
+
+def frozen(workspace: Path, name: str) -> Result | None:
+    """The frozen result: of the workspace, else the one that came with the house."""
+    for root in dict.fromkeys([workspace, house()]):
+        if (root / "results" / f"{name}.csv").exists():
+            return read_result(root / "results", name)
+    return None
+
+
+def latest(name: str, cwd: Path) -> tuple[Result, Path]:
+    """The newer of a benchmark's working and frozen results, and the workspace to write the report in."""
+    try:
+        name, _, workspace = locate(name, cwd)
+    except Refused:
+        workspace = cwd  # results may outlive their spec
+    found = [r for r in (_working(workspace, name), frozen(workspace, name)) if r is not None]
+    if not found:
+        known = Place(cwd, cwd).benchmarks()
+        if name not in known:
+            raise unknown("heatproof report", "benchmark", name, known)
+        raise Refused(f"there is no result of {name} yet. Type: heatproof run {name}")
+    return max(found, key=lambda r: str(r.run["made"])), workspace
+
+
+def _working(workspace: Path, name: str) -> Result | None:
+    folder = workspace / ".heatproof"
+    return read_result(folder, name) if (folder / f"{name}.csv").exists() else None
+
+
+def freeze(result: Result, workspace: Path, before: Result | None, reason: str) -> list[Path]:
+    """Copy a working result to ``results/``; what it replaces goes into its history, never away unseen."""
+    if result.run["failures"]:
+        raise Refused(f"{len(result.run['failures'])} cells failed: an incomplete result is not frozen")
+    folder = workspace / "results"
+    written = []
+    for part in PARTS[:3]:
+        source = result.folder / f"{result.name}{part}"
+        if source.exists():
+            write_whole(folder / f"{result.name}{part}", source.read_bytes())
+            written.append(folder / f"{result.name}{part}")
+    history = list(before.run.get("history", [])) if before else []
+    entry: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "reason": reason}
+    if before:
+        entry["replaces"] = {
+            "made": before.run["made"],
+            "commit": before.run["git"]["commit"],
+            "headline": _headline(before),
+        }
+    run = {**result.run, "history": [*history, entry]}
+    write_whole(folder / f"{result.name}.run.json", json.dumps(run, indent=1) + "\n")
+    return [*written, folder / f"{result.name}.run.json"]
+
+
+def _headline(result: Result) -> dict[str, float]:
+    """The mean of each headline column for each method: the numbers that are superseded."""
+    sums: dict[str, list[float]] = {}
+    for row in result.records:
+        if row.column in result.run["headline"] and row.value is not None and row.role == "method":
+            sums.setdefault(f"{row.model} / {row.explainer} / {row.column}", []).append(row.value)
+    return {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}
+
+

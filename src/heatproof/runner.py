@@ -1,0 +1,93 @@
+"""The story of a run, told once: read the spec, cut it into chunks, fill what is missing, write what was found.
+
+    spec -> samples -> cases -> explanations -> scores -> records -> tables, plots, report
+
+Each line's work lives in the module it names; this file only says what comes after what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from heatproof import executors, provenance, spec
+from heatproof.bench import Answer, Bench
+from heatproof.progress import Progress
+from heatproof.records import Record, Result
+from heatproof.spec import Spec
+from heatproof.store import Store
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for: a benchmark and the changes to it."""
+
+    benchmark: str
+    sets: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    stand_in: bool = False
+    limit: int | None = None
+    workers: int = 1
+    device: str = "cpu"
+    fresh: bool = False  # compute again what the store knows
+    cwd: Path = field(default_factory=Path.cwd)
+
+    def read(self) -> Spec:
+        return spec.read(
+            self.benchmark, self.cwd, sets=self.sets, data=self.data, stand_in=self.stand_in
+        )
+
+
+def bench_of(order: Order, store: Path) -> Bench:
+    """A process's own Bench; specs hold classes from files, so each process reads the spec itself."""
+    return Bench(order.read(), store, order.device, order.limit)
+
+
+def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
+    """Everything a benchmark asks for; resumes by itself where an earlier run was cut off."""
+    began = time.perf_counter()
+    asked = order.read()
+    place = provenance.working(asked)
+    path = place / f"{asked.name}{'.fresh' if order.fresh else ''}.sqlite"
+    if order.fresh:
+        path.unlink(missing_ok=True)
+    store = Store(path, write=True)
+    make = partial(bench_of, order, path)
+    workers = executors.Workers(order.workers, make) if order.workers > 1 else None
+    try:
+        bench = make()
+        answers: list[Answer] = []
+        with progress(len(bench.jobs())) as bar:
+            for jobs in (bench.fits(), bench.jobs()):
+                found = workers.run(jobs) if workers else executors.serial(bench, jobs)
+                for answer in found:
+                    store.add(answer.news)
+                    if answer.job.fit is None:
+                        answers.append(answer)
+                        bar.done(answer)
+    finally:
+        if workers:
+            workers.close()
+        store.close()
+    answers.sort(key=lambda a: (a.job.first, a.job.model))
+    result = Result(
+        asked.name,
+        _once(r for a in answers for r in a.records),
+        [curve for a in answers for curve in a.curves],
+        provenance.story(asked, order, bench, answers, time.perf_counter() - began),
+        place,
+    )
+    provenance.write(result, answers)
+    return result
+
+
+def _once(records: Iterable[Record]) -> list[Record]:
+    """An unsuited pair is said by every chunk; the table needs it once."""
+    seen: dict[tuple[object, ...], Record] = {}
+    for record in records:
+        name = (record.model, record.replicate, record.explainer, record.case, record.column)
+        seen.setdefault(name, record)
+    return list(seen.values())

@@ -1,0 +1,386 @@
+"""A benchmark's TOML, read strictly: every unknown key, part or value is named with what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heatproof import shelf
+from heatproof.errors import Refused, unknown
+from heatproof.shelf import Place
+
+KINDS = ("instrument", "photographs", "replay")
+FAMILIES = ("classifier", "dual", "captioner")
+KEYS = {
+    "title", "kind", "paper", "seed", "dataset", "fit", "data", "targets", "models", "explainers",
+    "metrics", "controls", "headline", "modes", "published", "stand_in", "tolerances", "chunk",
+}  # fmt: skip
+TARGETS = {"classifier": "label", "dual": "caption 0", "captioner": "said objects"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named part of a spec: a class, its settings, and where it comes from."""
+
+    name: str
+    shelf: str
+    use: str
+    role: str  # dataset | fit | model | method | control | metric
+    made: Any  # the instance: a frozen dataclass
+    replicate: int = 0
+    sample: int | None = None  # data sets: how many samples are drawn, where the class has no such field
+    entry: Mapping[str, Any] = field(default_factory=dict)  # as the spec has it, folders not filled in
+
+    @property
+    def file(self) -> Path:
+        return Path(typing.cast(str, __import__("sys").modules[type(self.made).__module__].__file__))
+
+    @property
+    def source(self) -> str:
+        """A hash of the part's file and of every local module it imports."""
+        return shelf.source(self.file)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every field with its value, defaults included; nested parts by their own class and settings."""
+        return settings_of(self.made)
+
+    @property
+    def summary(self) -> str:
+        return (type(self.made).__doc__ or "").strip().split("\n")[0]
+
+
+def settings_of(made: Any) -> dict[str, Any]:
+    """The fields of a part as plain values, fit for JSON and for a key."""
+    return {f.name: _plain(getattr(made, f.name)) for f in dataclasses.fields(made)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {"use": type(value).__qualname__, **settings_of(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is asked: one table."""
+
+    name: str
+    path: Path
+    workspace: Path
+    text: str
+    title: str
+    kind: str
+    seed: int
+    dataset: Part
+    fit: Part | None
+    targets: Mapping[str, str]
+    models: tuple[Part, ...]
+    explainers: tuple[Part, ...]  # methods first, then controls
+    metrics: tuple[Part, ...]
+    headline: tuple[str, ...]
+    chunk: int = 8
+    paper: str = ""
+    modes: tuple[str, ...] = ("corrected",)
+    published: tuple[Mapping[str, Any], ...] = ()
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    stand_in: bool = False
+
+    @property
+    def place(self) -> Place:
+        return Place(self.path.parent, self.workspace)
+
+
+def locate(name: str, cwd: Path) -> tuple[str, Path, Path]:
+    """A benchmark's name, file and workspace, from a name or a path as typed."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise Refused(f"{name}: there is no such file")
+        path = path.resolve()
+        shelves = [p for p in path.parents if p.name == "benchmarks"]
+        workspace = shelves[0].parent if shelves else path.parent
+        tag = path.relative_to(shelves[0]) if shelves else Path(path.name)
+        return tag.with_suffix("").as_posix(), path, _writable(workspace, cwd)
+    known = Place(cwd, cwd).benchmarks()
+    if name not in known:
+        raise unknown("heatproof run", "benchmark", name, known, "A path works too: ./my.toml")
+    path = known[name].resolve()
+    top = next(p for p in path.parents if p.name == "benchmarks").parent
+    return name, path, _writable(top, cwd)
+
+
+def _writable(workspace: Path, cwd: Path) -> Path:
+    """Nothing is ever written beside the installed package: its specs run in the current folder."""
+    inside = (Path(shelf.heatproof.__file__).parent / "_house").resolve()
+    return cwd.resolve() if workspace.resolve() == inside else workspace
+
+
+def read(
+    name: str,
+    cwd: Path | None = None,
+    *,
+    sets: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+    stand_in: bool = False,
+) -> Spec:
+    """A benchmark by name or path, with the command line's changes applied, fully checked."""
+    name, path, workspace = locate(name, cwd or Path.cwd())
+    raw = shelf.read_toml(path)
+    if stand_in:
+        if "stand_in" not in raw:
+            raise Refused(f"{path.name}: --stand-in, but the spec has no [stand_in] table")
+        raw |= raw["stand_in"]
+    for change in sets:
+        _set(raw, change, path.name)
+    return _Reader(name, path, workspace, raw, dict(data or {}), stand_in).spec()
+
+
+def _set(raw: dict[str, Any], change: str, where: str) -> None:
+    """Apply ``metrics.deletion.steps=50`` or ``seed=1``: the value is TOML, a bare word a string."""
+    target, sep, text = change.partition("=")
+    if not sep:
+        raise Refused(f"--set {change}: found no '='; write for example metrics.deletion.steps=50")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    head, *rest = target.split(".")
+    if head not in KEYS:
+        raise unknown(f"--set {change}", "key of a spec", head, KEYS)
+    if not rest:
+        raw[head] = value
+    elif isinstance(raw.get(head), list):
+        if len(rest) != 2:
+            raise Refused(f"--set {change}: write {head}.NAME.FIELD=VALUE")
+        entries = [e if isinstance(e, dict) else {"use": e} for e in raw[head]]
+        hit = [e for e in entries if e.get("as", e["use"]) == rest[0]]
+        if not hit:
+            raise unknown(f"--set {change}", head[:-1], rest[0], [e.get("as", e["use"]) for e in entries])
+        hit[0][rest[1]] = value
+        raw[head] = entries
+    else:
+        inner = raw.get(head, {})
+        raw[head] = {**(inner if isinstance(inner, dict) else {"use": inner}), ".".join(rest): value}
+
+
+class _Reader:
+    """Turns one parsed file into a Spec; every method answers with a Refused that names file and field."""
+
+    def __init__(
+        self, name: str, path: Path, workspace: Path, raw: dict[str, Any], data: dict[str, str], stand_in: bool
+    ) -> None:
+        self.name, self.path, self.workspace, self.raw, self.stand_in = name, path, workspace, raw, stand_in
+        self.place = Place(path.parent, workspace)
+        self.folders = self._folders(data)
+        self.parts: dict[str, Any] = {}  # explainers made so far, by name: `of` may mean one of them
+
+    def spec(self) -> Spec:
+        raw, where = self.raw, self.path.name
+        for key in raw:
+            if key not in KEYS:
+                raise unknown(where, "key", key, KEYS)
+        for key in ("title", "dataset", "models", "explainers", "metrics"):
+            if key not in raw:
+                raise Refused(f"{where}: `{key}` is missing; see benchmarks/demo.toml for one that is whole")
+        kind = raw.get("kind", "instrument")
+        if kind not in KINDS:
+            raise unknown(f"{where}: kind", "kind", kind, KINDS)
+        targets = {**TARGETS, **self._table("targets")}
+        for family in targets:
+            if family not in FAMILIES:
+                raise unknown(f"{where}: targets", "family", family, FAMILIES)
+        methods = self._parts("explainers", "method")
+        controls = [p for e in self._list("controls") for p in self._control(e, methods)]
+        metrics = self._parts("metrics", "metric")
+        self._unique([*methods, *controls])
+        columns = {f"{m.name}.{v.name}" for m in metrics for v in m.made.measures}
+        headline = self._list("headline") or sorted(columns)[:1]
+        for column in [*headline, *self._table("tolerances")]:
+            if column not in columns:
+                raise unknown(f"{where}: headline or tolerances", "column", column, columns)
+        dataset = self._part("datasets", "dataset", raw["dataset"], "dataset")
+        fit = self._part("datasets", "fit", raw["fit"], "fit") if "fit" in raw else None
+        return Spec(
+            name=self.name,
+            path=self.path,
+            workspace=self.workspace,
+            text=self.path.read_text(encoding="utf-8"),
+            title=self._typed("title", str, ""),
+            kind=kind,
+            seed=self._typed("seed", int, 0),
+            dataset=dataset,
+            fit=fit,
+            targets=targets,
+            models=tuple(self._unique(self._parts("models", "model"))),
+            explainers=(*methods, *controls),
+            metrics=tuple(self._unique(metrics)),
+            headline=tuple(headline),
+            chunk=self._typed("chunk", int, 8),
+            paper=self._typed("paper", str, ""),
+            modes=tuple(self._list("modes") or ["corrected"]),
+            published=tuple(self._list("published")),
+            tolerances=self._table("tolerances"),
+            stand_in=self.stand_in,
+        )
+
+    # ---------------------------------------------------------------- pieces of the file
+
+    def _typed(self, key: str, kind: type, default: Any) -> Any:
+        value = self.raw.get(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise Refused(f"{self.path.name}: {key}: found {value!r}, accepted is {kind.__name__}")
+        return value
+
+    def _list(self, key: str) -> list[Any]:
+        return list(self._typed(key, list, []))
+
+    def _table(self, key: str) -> dict[str, Any]:
+        return dict(self._typed(key, dict, {}))
+
+    def _folders(self, given: dict[str, str]) -> dict[str, str]:
+        """[data] NAME = default folder, relative to the spec; HEATPROOF_DATA_NAME and --data go before."""
+        table = self._table("data")
+        for name in given:
+            if name not in table:
+                raise unknown(f"--data {name}", "data of this benchmark", name, table)
+        folders = {}
+        for name, default in table.items():
+            chosen = given.get(name) or os.environ.get(f"HEATPROOF_DATA_{name.upper()}")
+            folders[name] = str(Path(chosen).resolve() if chosen else (self.path.parent / default).resolve())
+        return folders
+
+    def _fill(self, value: Any, where: str) -> Any:
+        """'{shared}/images/x.zip' -> the path that [data] gives 'shared'."""
+        if isinstance(value, list):
+            return [self._fill(v, where) for v in value]
+        if not isinstance(value, str):
+            return value
+        for name in re.findall(r"\{(\w+)\}", value):
+            if name not in self.folders:
+                raise unknown(where, "folder of [data]", name, self.folders)
+        return value.format(**self.folders) if "{" in value else value
+
+    # ---------------------------------------------------------------- parts
+
+    def _parts(self, key: str, role: str) -> list[Part]:
+        return [self._part(key, key, entry, role) for entry in self._list(key)]
+
+    def _part(self, shelf_name: str, key: str, entry: Any, role: str) -> Part:
+        where = f"{self.path.name}: {key}"
+        if isinstance(entry, str):
+            entry = {"use": entry}
+        if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+            raise Refused(f'{where}: found {entry!r}, accepted is "name" or {{ use = "name", setting = value }}')
+        given = {k: self._fill(v, where) for k, v in entry.items()}
+        use, name = given.pop("use"), given.pop("as", None)
+        replicate, sample = given.pop("replicate", 0), None
+        if shelf_name == "models" and use in self.place.recipes() and ":" not in use:
+            from heatproof.models.recipe import Recipe
+
+            made: Any = Recipe(use, str(self.place.recipes()[use]), **given)
+        else:
+            cls = shelf.find(shelf_name, use, self.place, where)
+            fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+            if role in ("dataset", "fit") and "sample" not in fields:
+                sample = given.pop("sample", None)
+            made = self._make(cls, given, f"{where}: {name or use}")
+        part = Part(name or use.split("/")[-1].removesuffix(".py"), shelf_name, use, role, made, replicate, sample, entry)
+        if shelf_name == "explainers":
+            self.parts[part.name] = made
+        return part
+
+    def _control(self, entry: Any, methods: list[Part]) -> list[Part]:
+        """A control of other methods (`of`) makes one row for each; where none is named, for every method."""
+        if isinstance(entry, str):
+            entry = {"use": entry}
+        cls = shelf.find("explainers", entry.get("use", ""), self.place, f"{self.path.name}: controls")
+        if "of" not in {f.name for f in dataclasses.fields(cls)}:
+            return [self._part("explainers", "controls", entry, "control")]
+        named = entry.get("of", [m.name for m in methods])
+        base = entry.get("as", entry["use"])
+        return [
+            self._part("explainers", "controls", {**entry, "of": of, "as": f"{base}({of})"}, "control")
+            for of in ([named] if isinstance(named, str) else named)
+        ]
+
+    def _make(self, cls: type, given: dict[str, Any], where: str) -> Any:
+        if not dataclasses.is_dataclass(cls):
+            if given:
+                raise Refused(f"{where}: {cls.__name__} has no settings, found {sorted(given)}")
+            return cls()
+        hints = typing.get_type_hints(cls)
+        fields = {f.name for f in dataclasses.fields(cls) if f.init}
+        for key in given:
+            if key not in fields:
+                raise unknown(where, "setting", key, fields)
+        values = {k: self._value(v, hints[k], f"{where}.{k}") for k, v in given.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise Refused(f"{where}: {error}") from error
+        except ValueError as error:
+            raise Refused(f"{where}: {error}") from error
+
+    def _value(self, value: Any, hint: Any, where: str) -> Any:
+        """A TOML value as the field's type wants it; fields typed as a part take a name of the spec."""
+        if getattr(hint, "__name__", "") == "Explainer":
+            return self._named(value, where)
+        if isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, hint):
+            raise Refused(f"{where}: found {value!r}, accepted is {_readable(hint)}")
+        return value
+
+    def _named(self, value: Any, where: str) -> Any:
+        if isinstance(value, str) and value in self.parts:
+            return self.parts[value]
+        entry = {"use": value} if isinstance(value, str) else dict(value)
+        cls = shelf.find("explainers", entry.pop("use"), self.place, where)
+        return self._make(cls, entry, where)
+
+    def _unique(self, parts: list[Part]) -> list[Part]:
+        seen: set[tuple[str, int]] = set()
+        for part in parts:
+            if (part.name, part.replicate) in seen:
+                raise Refused(
+                    f"{self.path.name}: {part.shelf}: {part.name!r} stands twice; give one a name of its own: as = \"...\""
+                )
+            seen.add((part.name, part.replicate))
+        return parts
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else value is None
+
+
+def _readable(hint: Any) -> str:
+    return getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint).replace("typing.", "")

@@ -1,0 +1,213 @@
+"""Small worlds for tests: tiny random models, a workspace with a spec, and where real data may be."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
+
+WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"a red blue green ball star on the sky grass next to".split()]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real photographs and weights, or a skip that says so."""
+    folder = Path(os.environ.get("HEATPROOF_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"HEATPROOF_DATA: no data at {folder}")
+    return folder
+
+
+def _save(net: torch.nn.Module, folder: Path, **files: object) -> Path:
+    net.save_pretrained(folder)
+    frame = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for name, content in {"preprocessor_config": frame, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def _seeded(make: object, config: object) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make(config)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of untrained models that load in milliseconds: resnet, vit, clip."""
+    import transformers as t
+
+    top = tmp_path_factory.mktemp("tiny")
+    labels = {"id2label": {i: n for i, n in enumerate(NAMES)}, "label2id": {n: i for i, n in enumerate(NAMES)}}
+    resnet = t.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", **labels
+    )
+    vit = t.ViTConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        image_size=32, patch_size=8, **labels,
+    )  # fmt: skip
+    side = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    clip = t.CLIPConfig(
+        text_config={
+            **side, "vocab_size": len(WORDS), "max_position_embeddings": 16,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+        vision_config={**side, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )  # fmt: skip
+    return {
+        "resnet": _save(_seeded(t.ResNetForImageClassification, resnet), top / "resnet"),
+        "vit": _save(_seeded(t.ViTForImageClassification, vit), top / "vit"),
+        "clip": _save(
+            _seeded(t.CLIPModel, clip), top / "clip", words={w: i for i, w in enumerate(WORDS)}
+        ),
+    }
+
+
+NAMES = ["ball", "star"]
+
+DATASET = '''"""Squares on noise: the class is the colour of the square."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from heatproof import Card, Object, Sample
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares on noise."""
+
+    count: int = 6
+    card: ClassVar[Card] = Card("generated", "1", "CC0-1.0")
+
+    def samples(self):
+        return [self._sample(i) for i in range(self.count)]
+
+    def _sample(self, i):
+        dice = np.random.default_rng(i)
+        y, x = dice.integers(2, 18, 2)
+        mask = np.zeros((32, 32), bool)
+        mask[y : y + 10, x : x + 10] = True
+        name = ("ball", "star")[i % 2]
+        thing = Object(name, (float(x), float(y), float(x + 10), float(y + 10)), mask)
+        return Sample(f"s{i}", partial(_draw, i, mask), name, (f"a red {name} on the grass",), (thing,))
+
+
+def _draw(i, mask):
+    image = np.random.default_rng(i + 99).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    image[mask] = (255, 0, 40 * i)
+    return image
+'''
+
+EXPLAINER = '''"""Brightness: the pixels themselves."""
+
+from dataclasses import dataclass
+
+from heatproof import Explanation
+
+
+@dataclass(frozen=True)
+class Bright:
+    """The mean of the colours."""
+
+    gain: float = 1.0
+
+    def explain(self, model, cases):
+        return [Explanation(image=case.pixels.mean(0) * self.gain) for case in cases]
+'''
+
+NOISE = '''"""Noise: random numbers of the case."""
+
+from dataclasses import dataclass
+
+import torch
+
+from heatproof import Explanation
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise."""
+
+    size: int = 4
+
+    def explain(self, model, cases):
+        return [
+            Explanation(image=torch.rand(self.size, self.size, generator=case.generator("noise")))
+            for case in cases
+        ]
+'''
+
+METRIC = '''"""Inside: the share of positive heat inside the evidence, and the score without the image."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from heatproof import Measure, Score, Value
+from heatproof.geometry import read
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Share of positive heat inside."""
+
+    power: float = 1.0
+    measures: ClassVar = [Measure("mass", "higher", "plausibility"), Measure("blank", "lower", "quality")]
+
+    def measure(self, trials):
+        model = trials[0].model
+        cases = [t.case for t in trials]
+        blank = model.score(torch.zeros_like(model.stack(cases)), cases)
+        scores = []
+        for trial, score in zip(trials, blank):
+            heat = read(trial.explanation.image, (32, 32), sign="positive") ** self.power
+            mass = heat[trial.case.mask].sum() / heat.sum()
+            scores.append(Score({"mass": Value.of(mass, "no positive heat"), "blank": Value.of(score)}))
+        return scores
+'''
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny: dict[str, Path]) -> Path:
+    """A workspace of an outsider: a data set, two explainers, a metric, and benchmarks/toy.toml."""
+    for shelf, name, text in (
+        ("datasets", "squares", DATASET),
+        ("explainers", "bright", EXPLAINER),
+        ("explainers", "noise", NOISE),
+        ("metrics", "inside", METRIC),
+    ):
+        (tmp_path / shelf).mkdir(exist_ok=True)
+        (tmp_path / shelf / f"{name}.py").write_text(text)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "toy.toml").write_text(
+        f'''title = "Toy"
+kind = "instrument"
+seed = 3
+chunk = 4
+dataset = "squares"
+headline = ["inside.mass"]
+models = [
+  {{ use = "hf_classifier", name = "{tiny["resnet"]}", as = "cnn" }},
+  {{ use = "hf_classifier", name = "{tiny["vit"]}", as = "vit" }},
+  {{ use = "hf_clip", name = "{tiny["clip"]}", as = "clip" }},
+]
+explainers = ["bright", {{ use = "bright", gain = -1.0, as = "dark" }}]
+controls = ["noise"]
+metrics = ["inside"]
+[tolerances]
+"inside.mass" = 0.01
+'''
+    )
+    return tmp_path
