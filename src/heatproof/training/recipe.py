@@ -1,0 +1,103 @@
+"""A recipe: one TOML that says how a model came to be, read into dataclasses; unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from heatproof.errors import Refused, unknown
+from heatproof.scenery import Knobs
+
+T = TypeVar("T")
+TASKS = ("classify", "contrast", "caption")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which generated scenes to learn from: so many of a split, drawn with these knobs."""
+
+    sample: int = 12000
+    split: str = "train"
+    seed: int = 0
+    colour_bias: float = 0.0
+    partner: float | None = None
+    size: float = 1.0
+    clutter: int = 3
+
+    @property
+    def knobs(self) -> Knobs:
+        return Knobs(self.colour_bias, self.partner, self.size, self.clutter)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to learn: AdamW; in each of ``cycles`` a linear warm-up over its share ``warmup``, then a cosine to zero.
+
+    Warm restarts: Loshchilov, Hutter, "SGDR", ICLR 2017, https://arxiv.org/abs/1608.03983.
+    """
+
+    epochs: int = 10
+    batch: int = 64
+    rate: float = 1e-3
+    decay: float = 0.05
+    warmup: float = 0.1
+    cycles: int = 1
+    clip: float = 1.0  # largest norm of the gradient
+    smooth: float = 0.0  # label smoothing
+    shift: int = 6  # augmentation: pixels by which a picture is moved at most
+    checkpoint: int = 100  # steps between checkpoints
+    dense: float = 0.0  # weight of the patches' own loss, see dense.py
+    trunk_rate: float = 1.0  # factor on the rate for an encoder that was trained before
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``net`` goes to the task's net as it is; ``start`` names a recipe whose trained trunk is the encoder."""
+
+    name: str
+    task: str
+    title: str = ""
+    seed: int = 0
+    start: str = ""
+    data: Data = field(default_factory=Data)
+    settings: Settings = field(default_factory=Settings)
+    net: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def digest(self) -> str:
+        """What a checkpoint belongs to: everything that moves the weights."""
+        told = (self.task, self.seed, self.start, self.data, self.settings, sorted(self.net.items()))
+        return blake2b(repr(told).encode(), digest_size=16).hexdigest()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """``recipes/NAME.toml`` as a Recipe; the table ``[reached]`` is for people and is not read here."""
+    if not path.exists():
+        there = sorted(p.stem for p in path.parent.glob("*.toml"))
+        raise unknown(str(path.parent), "recipe", path.stem, there)
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{path}: not valid TOML: {error}") from error
+    told.pop("reached", None)
+    told["data"] = _fill(Data, told.get("data", {}), f"{path}, [data]")
+    told["settings"] = _fill(Settings, told.get("settings", {}), f"{path}, [settings]")
+    recipe = _fill(Recipe, {**told, "name": path.stem, "folder": path.parent}, str(path))
+    if recipe.task not in TASKS:
+        raise Refused(f"{path}: task is {recipe.task!r}; accepted are {', '.join(TASKS)}")
+    return recipe
+
+
+def _fill(kind: type[T], told: Mapping[str, Any], where: str) -> T:
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in told:
+        if key not in known:
+            raise unknown(where, "key", key, known)
+    try:
+        return kind(**told)
+    except TypeError as error:
+        raise Refused(f"{where}: {error}") from error

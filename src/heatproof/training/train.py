@@ -1,0 +1,85 @@
+"""From a recipe to a folder of weights, with a card that tells what they are worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from heatproof.records import write_whole
+from heatproof.training import pictures
+from heatproof.training.loop import fit
+from heatproof.training.pictures import Pictures
+from heatproof.training.recipe import Recipe, read_recipe
+
+
+class Task(Protocol):
+    """A net with a loss to learn by and a judgement of what was learnt."""
+
+    net: Any
+    learner: nn.Module  # the net, and whatever learns with it
+
+    def learn(self, seen: Pictures, quiet: bool = False) -> None: ...
+    def loss(self, rows: Tensor, dice: Any) -> Tensor: ...
+    def judge(self, quiet: bool = False) -> dict[str, Any]: ...
+    def save(self, out: Path) -> None: ...
+
+
+def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
+    """Train what the recipe asks for; killed, the same call goes on where the last checkpoint was.
+
+    Writes config.json, model.safetensors, preprocessor_config.json, words.json (where there is text)
+    and card.json to ``out``, and returns the card.
+    """
+    recipe, out = read_recipe(Path(recipe_path)), Path(out)
+    task = open_task(recipe)
+    begun = time.monotonic()
+    task.learn(pictures.paint(recipe.data, quiet), quiet)
+    trunk = getattr(task, "trunk", None)
+    fit(task.learner, task.loss, recipe.data.sample, recipe, out / "checkpoint.pt", trunk, quiet)
+    seconds = time.monotonic() - begun
+    out.mkdir(parents=True, exist_ok=True)
+    task.save(out)
+    card = card_of(recipe, task.judge(quiet), out, seconds)
+    write_whole(out / "card.json", json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def open_task(recipe: Recipe) -> Task:
+    """The recipe's task, its net with fresh weights."""
+    if recipe.task == "classify":
+        from heatproof.training.classify import Classify
+
+        return Classify(recipe)
+    if recipe.task == "contrast":
+        from heatproof.training.contrast import Contrast
+
+        return Contrast(recipe)
+    from heatproof.training.caption import Caption
+
+    return Caption(recipe)
+
+
+def card_of(recipe: Recipe, found: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
+    """What is known of the weights: data, figures, weaknesses, hash, command."""
+    weights = (out / "model.safetensors").read_bytes()
+    return {
+        "name": recipe.name,
+        "source": "trained by heatproof on generated scenes",
+        "task": recipe.task,
+        "licence": "Apache-2.0",
+        "data": asdict(recipe.data),
+        "settings": asdict(recipe.settings),
+        "seed": recipe.seed,
+        "bad_at": found.pop("bad_at"),
+        "figures": found,
+        "sha256": sha256(weights).hexdigest(),
+        "bytes": len(weights),
+        "command": f"heatproof train {recipe.name}",
+        "seconds": round(seconds),
+    }
