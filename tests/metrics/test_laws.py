@@ -1,0 +1,148 @@
+"""Laws 1 to 4 over every metric at once: neighbours, order and chunks change nothing, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from heatproof.contract import Explanation, Metric, Score
+from heatproof.metrics.correctness import Correctness
+from heatproof.metrics.deletion import Deletion
+from heatproof.metrics.localization import Localization
+from heatproof.metrics.randomisation import Randomisation
+from heatproof.metrics.text_deletion import TextDeletion
+
+METRICS = [
+    Localization(),
+    Localization(upsample="none", tolerance=3, sign="abs"),
+    Deletion(steps=5),
+    Deletion(steps=3, baseline="blur", sigma=1.0, output="probability", patch=3),
+    Deletion(steps=4, baseline="noise", normalise="ends", sign="abs"),
+    Correctness(),
+    Correctness(as_released=True, within="masks", pool="sum"),
+    Randomisation(levels=2),
+    TextDeletion(),
+    TextDeletion(removal="attention"),
+]
+WAYS = {"one by one": 1, "threes": 3, "all": 11}
+RANGES = {"localization": (0, 1), "correctness": (0, 1), "randomisation": (-1, 1)}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Gradient maps of which some are tied, constant, fp16, unpooled, missing or broken; random text relevance."""
+
+    def explain(self, model, cases):
+        pixels = model.stack(cases).requires_grad_()
+        (grad,) = torch.autograd.grad(model.score(pixels, cases).sum(), pixels)
+        return [self._answer(case, g) for case, g in zip(cases, grad, strict=True)]
+
+    def _answer(self, case, grad):
+        kind = int(case.sample[1:])
+        heat = (
+            grad,
+            grad.sum(0),
+            grad.half(),
+            grad.sum(0).sign(),
+            torch.ones(2, 3),
+            None,
+            grad * float("nan"),
+        )
+        text = None if case.tokens is None else torch.randn(len(case.words), generator=case.generator("text"))
+        if kind == 8:
+            text = None
+        return Explanation(image=heat[kind % 7], text=text)
+
+
+def world(toys, metric):
+    """Eleven cases that differ in every way a case can, and the model that they are asked of."""
+    chance = torch.Generator().manual_seed(4)
+    model = toys.dual() if isinstance(metric, TextDeletion) else toys.curved()
+    cases = []
+    for i in range(11):
+        pixels = torch.randn(3, 6, 10, generator=chance)
+        evidence = torch.zeros(2, 6, 10, dtype=torch.bool)
+        evidence[0, i % 5 : i % 5 + 2, 1 : i + 1] = True
+        more = {
+            "evidence": None if i == 3 else evidence[: 0 if i == 4 else 2],
+            "boxes": None if i == 3 else torch.tensor([[1.0, i % 5, i + 1.0, i % 5 + 2]]),
+            "ignore": torch.rand(6, 10, generator=chance) < 0.2 if i % 2 else None,
+        }
+        texts = ("red", "red ball", "red ball on grass", "ball on grass", "grass ball red on red")
+        case = toys.worded(f"s{i}", texts[i % 5], pixels, i % 3)
+        cases.append(type(case)(**{**vars(case), **more}))
+    return model, cases
+
+
+def asked(toys, metric, chunk, order) -> dict[str, Score]:
+    model, cases = world(toys, metric)
+    cases, explainer, found = cases[::order], Mixed(), {}
+    for first in range(0, len(cases), chunk):
+        some = cases[first : first + chunk]
+        model.memo.clear()
+        with torch.inference_mode(False):
+            answers = explainer.explain(model, some)
+        with torch.inference_mode():
+            scores = metric.measure(toys.trials(model, some, answers, explainer))
+        found |= {case.id: score for case, score in zip(some, scores, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_chunks_and_order_change_nothing(toys, metric):
+    expected = asked(toys, metric, 11, 1)
+    for chunk in (*WAYS.values(), 4):
+        for order in (1, -1):
+            found = asked(toys, metric, chunk, order)
+            for name, score in found.items():
+                assert (score.values, score.curves) == (expected[name].values, expected[name].curves)
+    numbers = [v.number for s in expected.values() for v in s.values.values() if v.defined]
+    assert len(set(numbers)) > 5  # the comparison above was of something
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_every_declared_value_is_there_and_in_range_or_has_a_reason(toys, metric):
+    assert isinstance(metric, Metric)
+    names = [m.name for m in metric.measures]
+    low, high = RANGES.get(type(metric).__name__.lower(), (-float("inf"), float("inf")))
+    for name, score in asked(toys, metric, 11, 1).items():
+        assert list(score.values) == names
+        for value in score.values.values():
+            assert value.defined != bool(value.reason), (name, value)
+            if value.defined:
+                assert type(value.number) is float
+                assert low <= value.number <= high
+    for m in metric.measures:
+        assert m.better in ("higher", "lower")
+        assert m.measures in ("faithfulness", "plausibility", "sanity")
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_broken_and_missing_maps_have_no_number(toys, metric):
+    if isinstance(metric, TextDeletion):
+        broken = {"s8": "no text relevance"}
+    else:
+        broken = {"s5": "no image map", "s6": "NaN or infinity in the map"}
+    found = asked(toys, metric, 11, 1)
+    for case, reason in broken.items():
+        assert {(v.number, v.reason) for v in found[case].values.values()} == {(None, reason)}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+def test_metrics_are_plain_settings(metric):
+    assert type(metric)(**vars(metric)) == metric
+    assert hash(metric) == hash(type(metric)(**vars(metric)))
+    assert metric.measure([]) == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_dual_encoders_image_curves_do_not_know_their_neighbours(toys, order):
+    model, cases = world(toys, TextDeletion())
+    heats = [torch.randn(3, 5, generator=c.generator("heat")) for c in cases]
+    whole = Deletion(steps=3).measure(toys.trials(model, cases, heats))
+    for i in range(len(cases))[::order]:
+        model.memo.clear()
+        (alone,) = Deletion(steps=3).measure(toys.trials(model, [cases[i]], [heats[i]]))
+        assert (alone.values, alone.curves) == (whole[i].values, whole[i].curves)
