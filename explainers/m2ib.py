@@ -1,0 +1,124 @@
+"""M2IB: how much of each token a noisy bottleneck must let through to keep image and text matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heatproof import Explanation, Unsuited
+from heatproof.contract import Case
+
+Noise = Callable[[int], Tensor]  # the next draw for case k, [repeats, T_k, D]
+TOGETHER = 4  # cases optimised side by side: whole blocks of rows, and no more memory than that
+
+
+@dataclass(frozen=True)
+class M2ib:
+    """Multi-modal information bottleneck, Wang, Rudner, Wilson, NeurIPS 2023 (arXiv 2312.17174), as its code has it.
+
+    At the output h of one block, t = s h + (1 - s) noise with s = sigmoid(alpha), one alpha a token and channel. Adam
+    lowers beta * mean capacity - cosine(f(t), other side); capacity = KL(N(s h, (1 - s)^2) || N(0, 1)) in nats. The map
+    is each token's capacity summed over channels, >= 0: patches as [h, w], and every text token, ends included.
+
+    Defaults are the release's: beta 0.1, 10 steps, 10 noisy copies, learning rate 1, alpha from 5. ``layer`` counts
+    the model's block sites; the published block 9 of 12 is -2 (two blocks above it remain), so that smaller towers
+    are cut at the like place. ``text_layer`` is for the text tower where it differs. As released, the map is read
+    before the last update, so that steps - 1 updates are made.
+    """
+
+    layer: int = -2
+    text_layer: int | None = None
+    beta: float = 0.1
+    steps: int = 10
+    repeats: int = 10
+    lr: float = 1.0
+    alpha: float = 5.0
+
+    def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
+        if model.family != "dual":
+            raise Unsuited(f"M2IB needs an image and a text embedding to match; {model.name} is a {model.family}")
+        text_layer = self.layer if self.text_layer is None else self.text_layer
+        images = self._heat(model, model.site("image.block", self.layer), cases)
+        texts = self._heat(model, model.site("text.block", text_layer), cases)
+        return [
+            Explanation(image=model.grid(i), text=t) for i, t in zip(images, texts, strict=True)
+        ]
+
+    def _heat(self, model: Any, site: str, cases: Sequence[Case]) -> list[Tensor]:
+        """Each case's capacity by token, [T] in nats."""
+        with torch.no_grad():
+            whole = model.upto(site, model.stack(cases), cases)
+        found = []
+        for first in range(0, len(cases), TOGETHER):
+            some, hidden = cases[first : first + TOGETHER], whole[first : first + TOGETHER]
+            alphas, _ = self.optimise(model, site, hidden, some, self._noise(site, hidden, some))
+            rows = zip(hidden, alphas, strict=True)
+            found += [capacity(h[: len(alpha)], alpha).sum(-1) for h, alpha in rows]
+        return found
+
+    def _noise(self, site: str, hidden: Tensor, cases: Sequence[Case]) -> Noise:
+        chances = [case.generator(f"m2ib {site}") for case in cases]
+        shapes = [(self.repeats, n, hidden.shape[2]) for n in _sizes(site, hidden, cases)]
+        return lambda k: torch.randn(shapes[k], generator=chances[k])
+
+    def optimise(
+        self,
+        model: Any,
+        site: str,
+        hidden: Tensor,
+        cases: Sequence[Case],
+        noise: Noise,
+        updates: int | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Each case's alpha [T, D] after the updates, and before each: its capacity, fit and loss, [N, 3].
+
+        A case keeps tensors of its own, because the last bits of an elementwise function depend on where in a
+        tensor the element stands.
+        """
+        real = [h[:n] for h, n in zip(hidden, _sizes(site, hidden, cases), strict=True)]
+        alphas = [torch.full_like(h, self.alpha).requires_grad_() for h in real]
+        adam = torch.optim.Adam(alphas, lr=self.lr, foreach=False)
+        many = [case for case in cases for _ in range(self.repeats)]
+        trace = []
+        for _ in range(self.steps - 1 if updates is None else updates):
+            mixed = []
+            for k, (h, alpha) in enumerate(zip(real, alphas, strict=True)):
+                share = torch.sigmoid(alpha)
+                noisy = share * h + (1 - share) * noise(k).to(h)
+                padding = hidden[k, len(h) :].expand(self.repeats, -1, -1)  # nothing reads it
+                mixed.append(torch.cat([noisy, padding], 1))
+            fits = model.above(site, torch.cat(mixed), many).split(self.repeats)
+            losses = []
+            for h, alpha, each in zip(real, alphas, fits, strict=True):
+                kept, fit = capacity(h, alpha).mean(), each.mean()
+                losses.append(torch.stack([kept, fit, self.beta * kept - fit]))
+            told = torch.stack(losses)
+            # each loss has its own alpha alone, so the sum's gradients are the cases' own
+            for alpha, grad in zip(alphas, torch.autograd.grad(told[:, 2].sum(), alphas), strict=True):
+                alpha.grad = grad
+            adam.step()
+            trace.append(told.detach())
+        return [alpha.detach() for alpha in alphas], trace
+
+
+def capacity(hidden: Tensor, alpha: Tensor) -> Tensor:
+    """KL(N(s h, (1 - s)^2) || N(0, 1)) in nats, element by element; s = sigmoid(alpha), safe where s is 1.
+
+    >>> capacity(torch.tensor([0.0, 2.0]), torch.tensor([-100.0, 100.0])).tolist()
+    [0.0, 101.5]
+    """
+    log_variance = -2 * F.softplus(alpha)  # log (1 - s)^2
+    mean = torch.sigmoid(alpha) * hidden
+    return -0.5 * (1 + log_variance - mean**2 - log_variance.exp())
+
+
+def _sizes(site: str, hidden: Tensor, cases: Sequence[Case]) -> list[int]:
+    """How many real tokens each row has: a text's padding is no part of it."""
+    if site.startswith("image."):
+        return [hidden.shape[1]] * len(cases)
+    return [0 if case.tokens is None else len(case.tokens) for case in cases]

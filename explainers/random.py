@@ -1,0 +1,33 @@
+"""Control: uniform noise that has seen neither the model nor the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heatproof import Explanation
+from heatproof.contract import Case
+
+
+@dataclass(frozen=True)
+class Random:
+    """[cells, cells] independent numbers in [0, 1), and one for each token of a text.
+
+    ``cells`` = 7 is the grid of most methods' maps: noise pixel by pixel would remove salt and pepper, another thing.
+    """
+
+    cells: int = 7
+
+    def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
+        found = []
+        for case in cases:
+            chance = case.generator("random")
+            image = torch.rand(self.cells, self.cells, generator=chance)
+            text = None
+            if case.tokens is not None:
+                text = torch.rand(len(case.tokens), generator=chance)
+            found.append(Explanation(image=image, text=text))
+        return found

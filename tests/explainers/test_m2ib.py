@@ -1,0 +1,86 @@
+"""M2IB beyond parity (tests/parity/test_m2ib.py): cost, padding, saturation, and what it must not depend on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+
+def test_blocks_below_the_site_run_once(
+    models: Any, asked: Any, explainer: Callable[..., Any]
+) -> None:
+    model, cases = models["clip"], asked(models["clip"], 4)
+    rows, hooks = Counter(), []
+    for tower, blocks in (
+        ("image", model.net.vision_model.encoder.layers),
+        ("text", model.net.text_model.encoder.layers),
+    ):
+        for k, block in enumerate(blocks):
+            count = lambda _, args, name=(tower, k): rows.update({name: 1})  # noqa: E731
+            hooks.append(block.register_forward_pre_hook(count))
+    try:
+        model._weights("image"), model._weights("text")
+        rows.clear()
+        model.memo.clear()
+        explainer("m2ib", layer=1, steps=4, repeats=8).explain(model, cases)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # four cases are one block of rows; each tower runs whole once more for the other's embedding
+    assert rows["image", 0] == rows["text", 0] == 2
+    # three updates of 8 copies of 4 cases, in blocks of 8 rows; and the embedding
+    assert rows["image", 2] == rows["text", 2] == 3 * 4 + 1
+
+
+def test_capacity_is_the_divergence_and_stays_finite(source: Any) -> None:
+    capacity = source("m2ib").capacity
+    alpha, hidden = torch.linspace(-6, 6, 25).double(), torch.linspace(-3, 3, 25).double()
+    share = torch.sigmoid(alpha)
+    expected = kl_divergence(Normal(share * hidden, 1 - share), Normal(torch.zeros(25), torch.ones(25)))
+    assert torch.allclose(capacity(hidden, alpha), expected, rtol=1e-8)
+    far = torch.tensor([-200.0, 60.0, 200.0], requires_grad=True)  # 1 - sigmoid(60) is 0 in float32
+    found = capacity(torch.ones(3), far)
+    (slope,) = torch.autograd.grad(found.sum(), far)
+    assert found.isfinite().all()
+    assert slope.isfinite().all()
+    assert found[1].item() == pytest.approx(60, rel=1e-3)
+
+
+def test_padding_enters_neither_capacity_nor_fit(models: Any, asked: Any, source: Any) -> None:
+    """The same words give the same trace, however far the model pads them."""
+    model, made = models["clip"], source("m2ib").M2ib(steps=4, repeats=3)
+    (case,) = asked(model, 1)
+    site = model.site("text.block", -2)
+    with torch.no_grad():
+        hidden = model.upto(site, model.stack([case]), [case])
+    (alpha,), trace = made.optimise(model, site, hidden, [case], made._noise(site, hidden, [case]))
+    assert alpha.shape == (len(case.tokens), hidden.shape[2])
+    spoiled = hidden.clone()
+    spoiled[:, len(case.tokens) :] = 1e3
+    (other,), again = made.optimise(model, site, spoiled, [case], made._noise(site, hidden, [case]))
+    assert torch.equal(alpha, other)
+    assert torch.equal(torch.stack(trace), torch.stack(again))
+
+
+def test_noise_belongs_to_the_case_and_the_loss_falls(
+    models: Any, asked: Any, explainer: Callable[..., Any], source: Any
+) -> None:
+    model, made = models["clip"], source("m2ib").M2ib()
+    cases = asked(model, 2)
+    first, again = explainer("m2ib").explain(model, cases), explainer("m2ib").explain(model, cases)
+    moved = explainer("m2ib").explain(model, [replace(case, seed=1) for case in cases])
+    assert torch.equal(first[0].image, again[0].image)
+    assert not torch.equal(first[0].image, moved[0].image)
+    site = model.site("image.block", -2)
+    with torch.no_grad():
+        hidden = model.upto(site, model.stack(cases), cases)
+    _, trace = made.optimise(model, site, hidden, cases, made._noise(site, hidden, cases))
+    losses = torch.stack(trace)[:, :, 2]
+    assert (losses[-1] < losses[0]).all()
+    assert (first[0].image >= 0).all()
