@@ -1,0 +1,297 @@
+"""A result as tables: markdown, CSV, LaTeX and terminal text. Reads records only; no torch, no clock.
+
+Every format is drawn from the same ``Grid``, so what one says the others say. Equal results are equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from heatproof import words
+from heatproof.records import Result, write_whole
+from heatproof.summary import Block, Column, Summary, annotating, summarise
+from heatproof.words import ARROWS, Published
+
+GROUPS = {
+    "method": "methods",
+    "blind": "controls that never saw the model",
+    "knowing": "controls that know the mask or a map",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed cell: ``mark`` is "best", "tied", "flag" or nothing, ``foot`` a letter of a footnote."""
+
+    value: str
+    spread: str = ""
+    mark: str = ""
+    note: str = ""
+    foot: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One printed row: its rank among the methods (0 for controls) and an entry a column."""
+
+    name: str
+    group: str  # a key of GROUPS
+    rank: int
+    entries: tuple[Entry, ...]
+    cost: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One printed table: some columns of a block, its lines in rank order, its footnotes."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    feet: tuple[tuple[str, str], ...]
+
+    @property
+    def heads(self) -> list[str]:
+        return [f"{c.name} {ARROWS.get(str(c.measure.get('better')), '')}".strip() for c in self.columns]
+
+
+def grids(summary: Summary, block: Block) -> list[Grid]:
+    """The headline columns, then every other column metric by metric; one explainer order for all."""
+    first = block.columns[: block.headline]
+    rest = block.by_metric(block.columns[block.headline :])
+    out = [grid(summary, block, first, "headline")] if first else []
+    return out + [grid(summary, block, columns, metric) for metric, columns in rest.items()]
+
+
+def grid(summary: Summary, block: Block, columns: Sequence[Column], title: str) -> Grid:
+    """These columns of a block as one table."""
+    feet: dict[str, str] = {}
+    letters = map(_letters, count())
+
+    def foot(text: str) -> str:
+        if text not in feet:
+            feet[text] = next(letters)
+        return feet[text]
+
+    def entry(column: Column, name: str) -> Entry:
+        cell = column.cells.get(name)
+        if cell is None or cell.value is None:
+            return Entry("–", foot=foot(f"{name}: {cell.why if cell else 'not run'}"))
+        lost = [f"{n} {what}" for n, what in ((cell.undefined, "undefined"), (cell.failed, "failed")) if n]
+        return Entry(column.text(cell.value), column.spread(name), _mark(column, name), ", ".join(lost))
+
+    lines = []
+    for place, name in enumerate((*block.methods, *block.controls), 1):
+        control = name in block.controls
+        group = "method" if not control else "knowing" if annotating(name, summary.run) else "blind"
+        spent = " + ".join(f"{n:.4g}" for n in block.cost.get(name, ()))
+        entries = tuple(entry(column, name) for column in columns)
+        lines.append(Line(name, group, 0 if control else place, entries, spent))
+    lines.sort(key=lambda line: list(GROUPS).index(line.group))
+    return Grid(title, tuple(columns), tuple(lines), tuple((letter, text) for text, letter in feet.items()))
+
+
+def _letters(n: int) -> str:
+    return (_letters(n // 26 - 1) if n >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[n % 26]
+
+
+def _mark(column: Column, name: str) -> str:
+    if name == column.leader:
+        return "best"
+    return "tied" if name in column.tied else "flag" if name in column.suspect else ""
+
+
+# ---------------------------------------------------------------- markdown
+
+
+def markdown(result: Result | Summary) -> str:
+    """The whole result as one markdown page."""
+    summary = summarise(result)
+    kind, claim = words.badge(summary.run)
+    out = [f"# {summary.run.get('title', summary.result.name)}", "", f"**{kind}**: {claim}.", ""]
+    out += [words.counts(summary) + ".", ""]
+    for block in summary.blocks:
+        out += [f"## {block.model} ({block.family})", "", words.sentence(block), ""]
+        for table in grids(summary, block):
+            out += [f"### {table.title}", "", *markdown_grid(table), ""]
+        out += [f"- {remark}" for remark in words.remarks(block)]
+        out += [f"- the model itself, {c.name}: {c.full('')}" for c in block.itself if c.valued([""])]
+        rows = words.published(summary, block)
+        if rows:
+            out += ["", "### published", "", *_markdown_published(rows)]
+        out += [""]
+    out += ["## How to read this", "", f"{words.MARKS}.", ""]
+    out += [f"- **{name}**: {text}" for name, text in words.definitions(summary)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown_grid(table: Grid) -> list[str]:
+    """One table as lines of Markdown, its footnotes below."""
+    rows = [_markdown_row(["#", "explainer", *table.heads, "forwards + backwards"])]
+    rows += ["|" + "---|" * (len(table.heads) + 3)]
+    group = "method"
+    for line in table.lines:
+        if line.group != group:
+            group = line.group
+            rows.append(_markdown_row(["", f"*{GROUPS[group]}*", *[""] * len(table.heads), ""]))
+        entries = [_markdown_entry(e) for e in line.entries]
+        rows.append(_markdown_row([str(line.rank or ""), line.name, *entries, line.cost]))
+    return rows + [""] + [f"({letter}) {text}  " for letter, text in table.feet]
+
+
+def _markdown_entry(entry: Entry) -> str:
+    value = {"best": f"**{entry.value}**", "tied": f"{entry.value} ≈", "flag": f"{entry.value} ⚑"}
+    parts = [value.get(entry.mark, entry.value), entry.spread, f"({entry.note})" if entry.note else ""]
+    return " ".join(filter(None, [*parts, f"({entry.foot})" if entry.foot else ""]))
+
+
+def _markdown_published(rows: Sequence[Published]) -> list[str]:
+    heads = ["explainer", "column", "published", "measured", "verdict", "source"]
+    out = [_markdown_row(heads), "|" + "---|" * len(heads)]
+    fields = ((p.explainer, p.column, p.published, p.measured, p.verdict, p.source) for p in rows)
+    return out + [_markdown_row(f) for f in fields]
+
+
+# ---------------------------------------------------------------- CSV, LaTeX, terminal
+
+SHEET = (
+    *("model", "family", "explainer", "role", "rank", "column", "better", "measures", "unit", "reduce"),
+    *("value", "low", "high", "cases", "images", "undefined", "failed", "with_undefined_worst"),
+    *("difference_to_best", "difference_low", "difference_high", "p_holm", "mark", "why"),
+)
+
+
+def sheet(result: Result | Summary) -> str:
+    """One row a cell, every number with six digits: what a notebook wants."""
+    summary = summarise(result)
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(SHEET)
+    for block in summary.blocks:
+        order = [*block.methods, *block.controls]
+        for column in block.columns:
+            for name in (e for e in order if e in column.cells):
+                role = "control" if name in block.controls else "method"
+                rank = block.methods.index(name) + 1 if role == "method" else ""
+                rows.writerow(_sheet_row(block, column, name, role, rank))
+        for column in block.itself:
+            rows.writerow(_sheet_row(block, column, "", "model", ""))
+    return out.getvalue()
+
+
+def _sheet_row(block: Block, column: Column, name: str, role: str, rank: int | str) -> list[object]:
+    cell, m = column.cells[name], column.measure
+    gap = (cell.gap.difference, cell.gap.interval.low, cell.gap.interval.high) if cell.gap else [None] * 3
+    return [
+        *(block.model, block.family, name, role, rank, column.name),
+        *(m.get(field, "") for field in ("better", "measures", "unit", "reduce")),
+        *map(_six, (cell.value, cell.low, cell.high)),
+        *(cell.cases, cell.images, cell.undefined, cell.failed, _six(cell.worst)),
+        *map(_six, (*gap, cell.p)),
+        *(_mark(column, name), cell.why if cell.value is None else ""),
+    ]
+
+
+def _six(number: float | None) -> str:
+    return "" if number is None or math.isnan(number) else f"{number:.6g}"
+
+
+TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    "\\": r"\textbackslash{}", "≈": r"$\approx$", "⚑": r"$\dagger$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$",
+})  # fmt: skip
+
+
+def latex(result: Result | Summary) -> str:
+    """One ``table`` a model and group of columns; needs no package."""
+    summary = summarise(result)
+    kind, claim = words.badge(summary.run)
+    out = [f"% {summary.run.get('title', summary.result.name)}; {kind}: {claim}"]
+    for block in summary.blocks:
+        for table in grids(summary, block):
+            out += ["", *_latex_grid(table, block, f"{kind}: {claim}")]
+    return "\n".join(out) + "\n"
+
+
+def _latex_grid(table: Grid, block: Block, claim: str) -> list[str]:
+    out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}", r"\hline"]
+    out += [" & ".join(h.translate(TEX) for h in ("", *table.heads)) + r" \\", r"\hline"]
+    group = "method"
+    for line in table.lines:
+        if line.group != group:
+            out.append(r"\hline")
+            group = line.group
+        out.append(" & ".join([line.name.translate(TEX), *map(_latex_entry, line.entries)]) + r" \\")
+    feet = " ".join(f"({letter}) {text}." for letter, text in table.feet)
+    caption = f"{block.model}, {table.title}: {block.images} images, {block.cases} cases; {claim}. {words.MARKS}. {feet}"
+    label = f"tab:{block.model}-{table.title}"
+    return [
+        *out, r"\hline", r"\end{tabular}", rf"\caption{{{caption.strip().translate(TEX)}}}",
+        rf"\label{{{label}}}", r"\end{table}",
+    ]  # fmt: skip
+
+
+def _latex_entry(entry: Entry) -> str:
+    value = entry.value.translate(TEX)
+    value = {
+        "best": rf"\textbf{{{value}}}",
+        "tied": rf"{value}$^\approx$",
+        "flag": rf"{value}$^\dagger$",
+    }.get(entry.mark, value)
+    spread = rf"{{\scriptsize {entry.spread}}}" if entry.spread else ""
+    foot = rf"$^{{{entry.foot}}}$" if entry.foot else ""
+    note = rf"{{\scriptsize ({entry.note})}}" if entry.note else ""
+    return " ".join(filter(None, [value + foot, spread, note]))
+
+
+def terminal(result: Result | Summary) -> str:
+    """The headline columns as plain text, with the sentence above each model's table."""
+    summary = summarise(result)
+    kind, claim = words.badge(summary.run)
+    out = [str(summary.run.get("title", summary.result.name)), f"{kind}: {claim}", words.counts(summary)]
+    for block in summary.blocks:
+        table = grid(summary, block, block.columns[: block.headline], "headline")
+        out += ["", words.sentence(block), "", *_terminal_grid(table)]
+        out += [f"  ({letter}) {text}" for letter, text in table.feet]
+    return "\n".join(out) + "\n"
+
+
+def _terminal_grid(table: Grid) -> list[str]:
+    signs = {"best": "*", "tied": "≈", "flag": "⚑"}
+    body = [["", "explainer", *table.heads]]
+    for line in table.lines:
+        cells = [
+            " ".join(
+                filter(
+                    None, [e.value + signs.get(e.mark, " "), e.spread, e.note, f"({e.foot})" * bool(e.foot)]
+                )
+            )
+            for e in line.entries
+        ]
+        body.append([str(line.rank or ""), line.name, *cells])
+    wide = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
+    rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in body]
+    rule = "─" * (sum(wide) + 2 * len(wide) - 2)
+    starts = [i for i in range(1, len(table.lines)) if table.lines[i].group != table.lines[i - 1].group]
+    for place in reversed([0, *starts]):
+        rows.insert(place + 1, rule)
+    return rows
+
+
+def write(result: Result | Summary, folder: Path) -> list[Path]:
+    """Write ``table.md``, ``table.csv`` and ``table.tex`` into the folder; the paths written."""
+    summary = summarise(result)
+    pages = {"table.md": markdown(summary), "table.csv": sheet(summary), "table.tex": latex(summary)}
+    for name, text in pages.items():
+        write_whole(folder / name, text)
+    return [folder / name for name in pages]
