@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
-WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"a red blue green ball star on the sky grass next to".split()]
+WORDS = ["<pad>", "<bos>", "<unk>", "<eos>", *"a red blue green ball star on the sky grass next to".split()]
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +42,14 @@ def _seeded(make: object, config: object) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of untrained models that load in milliseconds: resnet, vit, clip."""
+    """Folders of untrained models that load in milliseconds: resnet, vit, clip, captioner."""
     import transformers as t
 
     top = tmp_path_factory.mktemp("tiny")
-    labels = {"id2label": {i: n for i, n in enumerate(NAMES)}, "label2id": {n: i for i, n in enumerate(NAMES)}}
+    labels = {
+        "id2label": {i: n for i, n in enumerate(NAMES)},
+        "label2id": {n: i for i, n in enumerate(NAMES)},
+    }
     resnet = t.ResNetConfig(
         embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", **labels
     )
@@ -56,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     clip = t.CLIPConfig(
         text_config={
             **side, "vocab_size": len(WORDS), "max_position_embeddings": 16,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0,
         },
         vision_config={**side, "image_size": 32, "patch_size": 8},
         projection_dim=8,
@@ -64,10 +69,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "resnet": _save(_seeded(t.ResNetForImageClassification, resnet), top / "resnet"),
         "vit": _save(_seeded(t.ViTForImageClassification, vit), top / "vit"),
-        "clip": _save(
-            _seeded(t.CLIPModel, clip), top / "clip", words={w: i for i, w in enumerate(WORDS)}
-        ),
+        "clip": _save(_seeded(t.CLIPModel, clip), top / "clip", words={w: i for i, w in enumerate(WORDS)}),
+        "captioner": _captioner(top / "captioner"),
     }
+
+
+def _captioner(folder: Path) -> Path:
+    from heatproof.geometry import Frame
+    from heatproof.models import own_captioner
+
+    config = {
+        "architecture": "adaptive",
+        "encoder": {"kind": "vgg", "channels": [4, 6], "convolutions": [1, 1]},
+        "decoder": {"vocabulary": len(WORDS), "channels": 6, "cells": 256, "embed": 6, "hidden": 8},
+        "length": 12,
+        "objects": NAMES,
+    }
+    words = {w: i for i, w in enumerate(WORDS)}
+    net = _seeded(own_captioner.build, config)
+    own_captioner.save(folder, net, config=config, words=words, frame=Frame(32), card={"source": "untrained"})
+    return folder
 
 
 NAMES = ["ball", "star"]
@@ -105,7 +126,7 @@ class Squares:
 
 def _draw(i, mask):
     image = np.random.default_rng(i + 99).integers(0, 255, (32, 32, 3)).astype(np.uint8)
-    image[mask] = (255, 0, 40 * i)
+    image[mask] = (255, 0, 30 * i)
     return image
 '''
 
@@ -179,6 +200,33 @@ class Inside:
 '''
 
 
+@pytest.fixture(scope="session")
+def families(
+    tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Any, list[Any]]]:
+    """The tiny models, loaded, each with eight cases of its own about the squares."""
+    from heatproof import shelf
+    from heatproof.models.hf_classifier import HfClassifier
+    from heatproof.models.hf_clip import HfClip
+    from heatproof.models.own_captioner import OwnCaptioner
+
+    file = tmp_path_factory.mktemp("datasets") / "squares.py"
+    file.write_text(DATASET)
+    samples = shelf.load(file).Squares(8).samples()
+    policies = {"resnet": "label", "vit": "label", "clip": "caption 0", "captioner": "caption 0"}
+    kinds = {"clip": HfClip, "captioner": OwnCaptioner}
+    found = {}
+    for name, policy in policies.items():
+        model = kinds.get(name, HfClassifier)(str(tiny[name])).load(name)
+        cases = [case for asked in model.ask(samples, policy) for case in asked]
+        partners = [*cases[1:], cases[0]]
+        found[name] = (
+            model,
+            [dataclasses.replace(c, other=lambda p=p: p) for c, p in zip(cases, partners, strict=True)],
+        )
+    return found
+
+
 @pytest.fixture
 def world(tmp_path: Path, tiny: dict[str, Path]) -> Path:
     """A workspace of an outsider: a data set, two explainers, a metric, and benchmarks/toy.toml."""
@@ -202,10 +250,13 @@ models = [
   {{ use = "hf_classifier", name = "{tiny["resnet"]}", as = "cnn" }},
   {{ use = "hf_classifier", name = "{tiny["vit"]}", as = "vit" }},
   {{ use = "hf_clip", name = "{tiny["clip"]}", as = "clip" }},
+  {{ use = "own_captioner", name = "{tiny["captioner"]}", as = "captioner" }},
 ]
 explainers = ["bright", {{ use = "bright", gain = -1.0, as = "dark" }}]
 controls = ["noise"]
 metrics = ["inside"]
+[targets]
+captioner = "caption 0"
 [tolerances]
 "inside.mass" = 0.01
 '''

@@ -153,8 +153,7 @@ class Bench:
     def _feed(self, part: Part, model: Model) -> Iterator[list[Case]]:
         samples = self._fit_samples(part)
         for first in range(0, len(samples), self.spec.chunk):
-            for cases in self.ask(model, samples[first : first + self.spec.chunk]):
-                yield cases
+            yield from self.ask(model, samples[first : first + self.spec.chunk])
 
 
 def draw(part: Part, seed: int) -> list[Sample]:

@@ -191,16 +191,20 @@ class Chunk:
         if not cases:
             return
         try:
-            yield from zip(cases, work(cases), strict=True)
+            found = work(cases)
         except (Unsuited, Refused):
             raise
-        except Exception as error:  # noqa: BLE001 - foreign code may raise anything, and the run goes on
+        except Exception as error:  # foreign code may raise anything, and the run goes on
             if len(cases) == 1:
                 self._failed(part, metric, cases[0], error)
                 return
             step = (len(cases) + 1) // 2 if checks.out_of_memory(error) else 1
-            for first in range(0, len(cases), step):
-                yield from self._attempt(part, metric, cases[first : first + step], work)
+        else:
+            yield from zip(cases, found, strict=True)
+            return
+        # the error is let go first, and with it the memory that its frames hold
+        for first in range(0, len(cases), step):
+            yield from self._attempt(part, metric, cases[first : first + step], work)
 
     def _failed(self, part: Part, metric: Part | None, case: Case, error: Exception) -> None:
         said = f"{type(error).__name__}: {error}"
@@ -227,7 +231,9 @@ class Chunk:
     def _unsuited(self, part: Part, metric: Part, reason: str) -> None:
         nobody = Case("", "", "", torch.empty(0), None)
         cell = {
-            "values": {m.name: {"value": None, "status": "unsuited", "reason": reason} for m in metric.made.measures}
+            "values": {
+                m.name: {"value": None, "status": "unsuited", "reason": reason} for m in metric.made.measures
+            }
         }
         self._record(part, metric, nobody, "", cell)
 

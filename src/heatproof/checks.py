@@ -54,11 +54,15 @@ def detached(explanation: Explanation) -> Explanation:
     return dataclasses.replace(explanation, **bare, views=views)
 
 
-def check(part: Part, cases: Sequence[Case], before: Sequence[torch.Tensor], found: Sequence[Explanation]) -> None:
+def check(
+    part: Part, cases: Sequence[Case], before: Sequence[torch.Tensor], found: Sequence[Explanation]
+) -> None:
     """A broken promise of an explainer is said at once, naming its file and what was promised."""
     where = f"{part.file.name}: {type(part.made).__name__}.explain"
     if len(found) != len(cases):
-        raise Refused(f"{where} gave {len(found)} explanations for {len(cases)} cases: one a case is needed, in order")
+        raise Refused(
+            f"{where} gave {len(found)} explanations for {len(cases)} cases: one a case is needed, in order"
+        )
     for case, pixels, explanation in zip(cases, before, found, strict=True):
         if not torch.equal(case.pixels, pixels):
             raise Refused(f"{where} edits case {case.id}'s pixels in place: work on a clone")
@@ -74,4 +78,6 @@ def check(part: Part, cases: Sequence[Case], before: Sequence[torch.Tensor], fou
         if text is not None:
             wanted = [0] if case.tokens is None else list(case.tokens.shape)
             if list(text.shape) != wanted:
-                raise Refused(f"{where}: text has shape {list(text.shape)}, accepted is {wanted}, one a token")
+                raise Refused(
+                    f"{where}: text has shape {list(text.shape)}, accepted is {wanted}, one a token"
+                )

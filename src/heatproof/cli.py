@@ -19,9 +19,15 @@ BENCHMARK = click.argument("benchmark")
 def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that change what a benchmark computes, the same for every command that computes."""
     options = [
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="e.g. metrics.deletion.steps=50"),
-        click.option("--data", "data", multiple=True, metavar="NAME=DIR", help="where data or weights of that name are"),
-        click.option("--stand-in", is_flag=True, help="the spec's [stand_in] in place of data you do not have"),
+        click.option(
+            "--set", "sets", multiple=True, metavar="KEY=VALUE", help="e.g. metrics.deletion.steps=50"
+        ),
+        click.option(
+            "--data", "data", multiple=True, metavar="NAME=DIR", help="where data or weights of that name are"
+        ),
+        click.option(
+            "--stand-in", is_flag=True, help="the spec's [stand_in] in place of data you do not have"
+        ),
         click.option("--limit", type=click.IntRange(1), help="the first N samples only"),
         click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="processes"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1"),
@@ -92,11 +98,16 @@ def _short(path: Path) -> str:
 
 @cli.command()
 @BENCHMARK
-def report(benchmark: str) -> None:
+@click.option("--into", type=click.Path(path_type=Path, exists=True), help="a Markdown file whose table to renew")
+def report(benchmark: str, into: Path | None) -> None:
     """Redraw tables, plots and the report from results, without torch."""
     from heatproof.results import latest
 
     result, workspace = latest(benchmark, Path.cwd())
+    if into is not None:
+        from heatproof.readme import filled
+
+        into.write_text(filled(into.read_text(encoding="utf-8"), result), encoding="utf-8")
     click.echo(f"drawn from {_short(result.folder / (result.name + '.csv'))}")
     for path in _render(result, workspace):
         click.echo(_short(path))
@@ -161,7 +172,9 @@ def show(benchmark: str, case: str | None, out: Path | None, **settings: Any) ->
 
 @cli.command()
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="where the weights go (default: beside the recipe)")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="where the weights go (default: beside the recipe)"
+)
 def train(recipe: str, out: Path | None) -> None:
     """Train a model by its recipe; resumes after a kill."""
     from heatproof.errors import unknown
@@ -210,7 +223,7 @@ def _plainly(command: Callable[[], Any]) -> Callable[[], Any]:
     def wrapped() -> Any:
         try:
             return command()
-        except (Refused, FileNotFoundError) as error:
+        except (Refused, OSError) as error:
             click.echo(f"heatproof: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -220,9 +220,7 @@ class Explainer(Protocol):
 
 def explain(explainer: Explainer, model: Model, cases: Sequence[Case]) -> list[Explanation]:
     """Ask another explainer, using what the chunk already knows of it (controls, randomisation checks)."""
-    return model.recall(
-        explanation_name(explainer), cases, lambda some: list(explainer.explain(model, some))
-    )
+    return model.recall(explanation_name(explainer), cases, lambda some: list(explainer.explain(model, some)))
 
 
 def explanation_name(explainer: Explainer) -> str:

@@ -46,11 +46,9 @@ def _torchvision() -> Iterator[Finding]:
 
         yield True, f"torchvision {torchvision.__version__} imports (nothing here needs it)"
     except Exception as error:
-        yield (
-            False,
-            f"torchvision is installed but does not fit this torch build ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); transformers breaks on it. Type: pip uninstall torchvision",
-        )
+        said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        wrong = f"torchvision does not fit this torch build ({said}); transformers breaks on it"
+        yield False, f"{wrong}. Type: pip uninstall torchvision"
 
 
 def _device() -> Iterator[Finding]:
@@ -88,9 +86,8 @@ def _data(cwd: Path) -> Iterator[Finding]:
                 yield None, f"data '{key}' of {name}: not found. Type: heatproof run {name} --data {key}=DIR"
                 continue
             broken = [z.name for z in sorted(folder.rglob("*.zip")) if not zipfile.is_zipfile(z)]
-            yield not broken, f"data '{key}' of {name}: " + (
-                f"{', '.join(broken)} cannot be opened as zip" if broken else "readable"
-            )
+            state = f"{', '.join(broken)} cannot be opened as zip" if broken else "readable"
+            yield not broken, f"data '{key}' of {name}: {state}"
 
 
 def _disk(cwd: Path) -> Iterator[Finding]:

@@ -23,7 +23,5 @@ def unknown(where: str, what: str, found: str, accepted: Iterable[str], hint: st
     names = sorted(accepted)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else "."
-    tail = f" {hint}" if hint else ""
-    return Refused(
-        f"{where}: no {what} {found!r}{guess} There are: {', '.join(names) or 'none'}{tail}"
-    )
+    tail = f". {hint}" if hint else ""
+    return Refused(f"{where}: no {what} {found!r}{guess} There are: {', '.join(names) or 'none'}{tail}")

@@ -72,16 +72,19 @@ class Frame:
         array = np.asarray(picture, dtype=np.float32)
         if self.channels == "bgr":
             array = array[..., ::-1]
-        array = (array * np.float32(self.scale) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
+        array = (array * np.float32(self.scale) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def picture(self, pixels: Tensor) -> np.ndarray:
         """The way back, for figures: normalised [3, H, W] -> uint8 [H, W, 3] RGB."""
-        array = pixels.detach().cpu().numpy().transpose(1, 2, 0)
-        array = (array * np.float32(self.std) + np.float32(self.mean)) / np.float32(self.scale)
+        array: np.ndarray = pixels.detach().cpu().numpy().transpose(1, 2, 0)
+        mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
+        array = (array * std + mean) / np.float32(self.scale)
         if self.channels == "bgr":
             array = array[..., ::-1]
-        return np.clip(np.rint(array), 0, 255).astype(np.uint8)
+        clipped: np.ndarray = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+        return clipped
 
     def mask(self, mask: np.ndarray) -> Tensor:
         """bool [H, W] of the source -> bool [size, size]."""
@@ -93,9 +96,7 @@ class Frame:
         )
         return torch.from_numpy(np.asarray(area) >= 0.5)
 
-    def box(
-        self, box: Sequence[float], source: tuple[int, int]
-    ) -> tuple[float, float, float, float]:
+    def box(self, box: Sequence[float], source: tuple[int, int]) -> tuple[float, float, float, float]:
         """x0, y0, x1, y1 in a source of (H, W) -> the same corners in the input; may lie outside it."""
         left, top, right, bottom = self._box(*source)
         high, wide = self._size(*source)

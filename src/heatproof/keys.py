@@ -35,9 +35,9 @@ def model_key(part: Part, model: Model, device: str) -> str:
         "model",
         model.hash,
         part.source,
-        shelf.source(_file(type(model))),
+        shelf.source(shelf.file_of(type(model))),
         "float32",
-        device.split(":")[0],
+        device.partition(":")[0],
         platform.machine(),
         torch.__version__,
     )
@@ -57,7 +57,7 @@ def case_key(model: str, case: Case, digest: str, policy: str) -> str:
 
 def map_key(case: str, part: Part, fitted: str = "", other: str = "") -> str:
     """The explainer's source and settings, what it was fitted on, and the other case it looks at."""
-    nested = [shelf.source(_file(type(made))) for made in _nested(part.made)]
+    nested = [shelf.source(shelf.file_of(type(made))) for made in _nested(part.made)]
     return seal("map", case, part.use, part.settings, part.source, nested, fitted, other)
 
 
@@ -74,13 +74,6 @@ def score_key(of: str, part: Part) -> str:
 def _nested(made: Any) -> list[Any]:
     inner = [v for v in vars(made).values() if hasattr(v, "explain")]
     return [x for v in inner for x in (v, *_nested(v))]
-
-
-def _file(cls: type) -> Any:
-    import sys
-    from pathlib import Path
-
-    return Path(str(sys.modules[cls.__module__].__file__))
 
 
 def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def _measured(order: Order) -> str:
             seconds += took * scale
             forwards += answer.forwards * scale
             cases += answer.cases * scale
-            for failure in answer.failures:
-                lines.append(f"    would fail: {failure['explainer']}: {failure['error']}")
+            lines += [f"    would fail: {f['explainer']}: {f['error']}" for f in answer.failures]
         store.close()
         bench.store.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -61,5 +60,3 @@ def _measured(order: Order) -> str:
         f"measured on {few} images; nothing was stored"
     )
     return "\n".join([head, *lines, tail])
-
-

@@ -28,7 +28,9 @@ def working(spec: Spec) -> Path:
     return spec.workspace / ".heatproof"
 
 
-def story(spec: Spec, order: Order, bench: Bench, answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+def story(
+    spec: Spec, order: Order, bench: Bench, answers: Sequence[Answer], seconds: float
+) -> dict[str, Any]:
     """The content of run.json: what the names in the rows mean, and what produced them."""
     models: dict[tuple[str, int], dict[str, Any]] = {}
     for answer in answers:
@@ -138,8 +140,8 @@ def _git(folder: Path) -> dict[str, Any]:
     """The checkout's commit, where the workspace is one."""
 
     def ask(*words: str) -> str:
-        done = subprocess.run(  # noqa: S603 - fixed words, no shell
-            ["git", "-C", str(folder), *words],  # noqa: S607
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
             capture_output=True,
             text=True,
             check=False,

@@ -90,8 +90,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -164,17 +166,12 @@ def read_curves(path: Path) -> list[Curve]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Curve(
-                **{
-                    **row,
-                    "replicate": int(row["replicate"]),
-                    "x": tuple(map(float, row["x"].split())),
-                    "y": tuple(map(float, row["y"].split())),
-                }
-            )
-            for row in csv.DictReader(file)
-        ]
+        return [_curve(row) for row in csv.DictReader(file)]
+
+
+def _curve(row: dict[str, Any]) -> Curve:
+    points = {axis: tuple(map(float, row[axis].split())) for axis in ("x", "y")}
+    return Curve(**{**row, **points, "replicate": int(row["replicate"])})
 
 
 @dataclass(frozen=True)

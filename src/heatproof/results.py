@@ -74,5 +74,3 @@ def _headline(result: Result) -> dict[str, float]:
         if row.column in result.run["headline"] and row.value is not None and row.role == "method":
             sums.setdefault(f"{row.model} / {row.explainer} / {row.column}", []).append(row.value)
     return {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}
-
-

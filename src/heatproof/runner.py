@@ -36,9 +36,7 @@ class Order:
     cwd: Path = field(default_factory=Path.cwd)
 
     def read(self) -> Spec:
-        return spec.read(
-            self.benchmark, self.cwd, sets=self.sets, data=self.data, stand_in=self.stand_in
-        )
+        return spec.read(self.benchmark, self.cwd, sets=self.sets, data=self.data, stand_in=self.stand_in)
 
 
 def bench_of(order: Order, store: Path) -> Bench:

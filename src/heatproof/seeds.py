@@ -31,11 +31,11 @@ def generator(*names: object) -> torch.Generator:
 def forked(*names: object) -> Iterator[None]:
     """For third-party code that draws from the global generators: seeded inside, restored afterwards."""
     seed = number(*names)
-    kept = np.random.get_state()  # noqa: NPY002 - the legacy global state is what foreign code reads
+    kept = np.random.get_state()  # the legacy global state is what foreign code reads
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
+        np.random.seed(seed % 2**32)
         try:
             yield
         finally:
-            np.random.set_state(kept)  # noqa: NPY002
+            np.random.set_state(kept)

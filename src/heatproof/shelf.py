@@ -22,17 +22,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import heatproof
 from heatproof.errors import Refused, unknown
 
 VERBS = {"explainers": "explain", "datasets": "samples", "metrics": "measure", "models": "load"}
+PACKAGE = Path(__file__).parent
 PACKAGES = {"metrics": "heatproof.metrics", "models": "heatproof.models"}
 
 
 def house() -> Path:
     """The house's own shelves: inside the wheel, or the checkout of an editable install."""
-    inside = Path(heatproof.__file__).parent
-    return inside / "_house" if (inside / "_house").is_dir() else inside.parents[1]
+    return PACKAGE / "_house" if (PACKAGE / "_house").is_dir() else PACKAGE.parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Place:
         for root in reversed(self.roots):
             found |= {p.stem: p for p in sorted((root / shelf).glob("*.py")) if p.stem[0] != "_"}
         if shelf in PACKAGES:
-            folder = Path(heatproof.__file__).parent / shelf
-            ours = {p.stem: p for p in sorted(folder.glob("*.py")) if p.stem[0] != "_"}
+            ours = {p.stem: p for p in sorted((PACKAGE / shelf).glob("*.py")) if p.stem[0] != "_"}
             found = {stem: p for stem, p in ours.items() if _classes_in(p, VERBS[shelf])} | found
         return found
 
@@ -69,9 +67,7 @@ class Place:
         found: dict[str, Path] = {}
         for root in reversed(self.roots):
             top = root / "benchmarks"
-            found |= {
-                p.relative_to(top).with_suffix("").as_posix(): p for p in sorted(top.rglob("*.toml"))
-            }
+            found |= {p.relative_to(top).with_suffix("").as_posix(): p for p in sorted(top.rglob("*.toml"))}
         return found
 
 
@@ -90,18 +86,15 @@ def find(shelf: str, use: str, place: Place, where: str) -> type:
                     return _class_of(entry.load(), wanted, shelf, where, use)
             others = {e.name for e in importlib.metadata.entry_points(group=f"heatproof.{shelf}")}
             known = {*files, *others, *(place.recipes() if shelf == "models" else ())}
-            raise unknown(
-                where, shelf[:-1], file, known, "A path works too: './mine.py:Mine'."
-            )
+            raise unknown(where, shelf[:-1], file, known, "A path works too: './mine.py:Mine'.")
         path = files[file]
     return _class_of(load(path, where), wanted, shelf, where, use)
 
 
 def load(path: Path, where: str = "") -> ModuleType:
     """Import a file: our own package's by name, a shelf's by path under a made-up name."""
-    package = Path(heatproof.__file__).parent
-    if path.is_relative_to(package) and "_house" not in path.relative_to(package).parts:
-        dotted = path.relative_to(package).with_suffix("").as_posix().replace("/", ".")
+    if path.is_relative_to(PACKAGE) and "_house" not in path.relative_to(PACKAGE).parts:
+        dotted = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
         return importlib.import_module(f"heatproof.{dotted}")
     tag = blake2b(str(path).encode(), digest_size=4).hexdigest()
     name = f"heatproof_shelf_{path.parent.name}_{path.stem}_{tag}"
@@ -118,6 +111,11 @@ def load(path: Path, where: str = "") -> ModuleType:
         del sys.modules[name]
         raise Refused(f"{where}: {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
+
+
+def file_of(cls: type) -> Path:
+    """The file that a class of a part stands in."""
+    return Path(str(sys.modules[cls.__module__].__file__))
 
 
 def _class_of(module: Any, wanted: str, shelf: str, where: str, use: str) -> type:
@@ -176,10 +174,12 @@ def uses(shelf: str, path: Path) -> list[str]:
 @cache
 def source(path: Path) -> str:
     """A hash of a file and of every local module that it imports, however deep (law 8)."""
-    seal = blake2b(digest_size=16)
-    for file in sorted(_closure(path.resolve())):
-        seal.update(file.name.encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return seal.hexdigest()
+    files = sorted(f.name.encode() + b"\0" + _text(f) for f in _closure(path.resolve()))
+    return blake2b(b"\0".join(files), digest_size=16).hexdigest()
+
+
+def _text(file: Path) -> bytes:
+    return file.read_bytes().replace(b"\r\n", b"\n")
 
 
 def _closure(path: Path) -> set[Path]:
@@ -193,8 +193,12 @@ def _closure(path: Path) -> set[Path]:
     return seen
 
 
-def _local_imports(path: Path) -> Iterator[Path]:
-    package = Path(heatproof.__file__).parent
+@cache
+def _local_imports(path: Path) -> tuple[Path, ...]:
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[Path]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -204,10 +208,10 @@ def _local_imports(path: Path) -> Iterator[Path]:
         for name in names:
             head, *rest = name.split(".")
             if name == "heatproof":  # what the package itself hands out lives in the contract
-                yield package / "contract.py"
-            base = package.joinpath(*rest) if head == "heatproof" else path.parent.joinpath(head, *rest)
+                yield PACKAGE / "contract.py"
+            base = PACKAGE.joinpath(*rest) if head == "heatproof" else path.parent.joinpath(head, *rest)
             for found in (base.with_suffix(".py"), base / "__init__.py"):
-                if found.is_file() and found != package / "__init__.py":
+                if found.is_file() and found != PACKAGE / "__init__.py":
                     yield found
 
 

@@ -58,7 +58,9 @@ def _draw(bench: Bench, m: int, wanted: str, out: Path | None) -> list[str]:
     if not maps:
         raise Refused(f"no explainer of {bench.spec.name} gives a map of {wanted} on {model.name}")
     evidence = None if case.mask is None else case.mask.numpy()
-    figure = plots.case_figure(model.frame.picture(case.pixels), evidence, maps, f"{model.name}: {case.about}")
+    figure = plots.case_figure(
+        model.frame.picture(case.pixels), evidence, maps, f"{model.name}: {case.about}"
+    )
     path = out or bench.spec.workspace / "reports" / bench.spec.name / "cases" / f"{model.name}.{case.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from heatproof import shelf
 from heatproof.errors import Refused, unknown
+from heatproof.fields import fits, readable
 from heatproof.shelf import Place
 
 KINDS = ("instrument", "photographs", "replay")
@@ -41,7 +41,7 @@ class Part:
 
     @property
     def file(self) -> Path:
-        return Path(typing.cast(str, __import__("sys").modules[type(self.made).__module__].__file__))
+        return shelf.file_of(type(self.made))
 
     @property
     def source(self) -> str:
@@ -124,7 +124,7 @@ def locate(name: str, cwd: Path) -> tuple[str, Path, Path]:
 
 def _writable(workspace: Path, cwd: Path) -> Path:
     """Nothing is ever written beside the installed package: its specs run in the current folder."""
-    inside = (Path(shelf.heatproof.__file__).parent / "_house").resolve()
+    inside = (shelf.PACKAGE / "_house").resolve()
     return cwd.resolve() if workspace.resolve() == inside else workspace
 
 
@@ -168,7 +168,9 @@ def _set(raw: dict[str, Any], change: str, where: str) -> None:
         entries = [e if isinstance(e, dict) else {"use": e} for e in raw[head]]
         hit = [e for e in entries if e.get("as", e["use"]) == rest[0]]
         if not hit:
-            raise unknown(f"--set {change}", head[:-1], rest[0], [e.get("as", e["use"]) for e in entries])
+            raise unknown(
+                f"--set {change}", head[:-1], rest[0], [str(e.get("as", e["use"])) for e in entries]
+            )
         hit[0][rest[1]] = value
         raw[head] = entries
     else:
@@ -180,7 +182,13 @@ class _Reader:
     """Turns one parsed file into a Spec; every method answers with a Refused that names file and field."""
 
     def __init__(
-        self, name: str, path: Path, workspace: Path, raw: dict[str, Any], data: dict[str, str], stand_in: bool
+        self,
+        name: str,
+        path: Path,
+        workspace: Path,
+        raw: dict[str, Any],
+        data: dict[str, str],
+        stand_in: bool,
     ) -> None:
         self.name, self.path, self.workspace, self.raw, self.stand_in = name, path, workspace, raw, stand_in
         self.place = Place(path.parent, workspace)
@@ -195,10 +203,10 @@ class _Reader:
         for key in ("title", "dataset", "models", "explainers", "metrics"):
             if key not in raw:
                 raise Refused(f"{where}: `{key}` is missing; see benchmarks/demo.toml for one that is whole")
-        kind = raw.get("kind", "instrument")
+        kind = self._typed("kind", str, "instrument")
         if kind not in KINDS:
             raise unknown(f"{where}: kind", "kind", kind, KINDS)
-        targets = {**TARGETS, **self._table("targets")}
+        targets = {**TARGETS, **self._table("targets", str)}
         for family in targets:
             if family not in FAMILIES:
                 raise unknown(f"{where}: targets", "family", family, FAMILIES)
@@ -207,10 +215,14 @@ class _Reader:
         metrics = self._parts("metrics", "metric")
         self._unique([*methods, *controls])
         columns = {f"{m.name}.{v.name}" for m in metrics for v in m.made.measures}
-        headline = self._list("headline") or sorted(columns)[:1]
-        for column in [*headline, *self._table("tolerances")]:
+        headline = self._list("headline", str) or sorted(columns)[:1]
+        tolerances = self._table("tolerances", float)
+        for column in [*headline, *tolerances]:
             if column not in columns:
                 raise unknown(f"{where}: headline or tolerances", "column", column, columns)
+        chunk = self._typed("chunk", int, 8)
+        if chunk < 1:
+            raise Refused(f"{where}: chunk: found {chunk}, accepted is 1 or more")
         dataset = self._part("datasets", "dataset", raw["dataset"], "dataset")
         fit = self._part("datasets", "fit", raw["fit"], "fit") if "fit" in raw else None
         return Spec(
@@ -228,31 +240,34 @@ class _Reader:
             explainers=(*methods, *controls),
             metrics=tuple(self._unique(metrics)),
             headline=tuple(headline),
-            chunk=self._typed("chunk", int, 8),
+            chunk=chunk,
             paper=self._typed("paper", str, ""),
-            modes=tuple(self._list("modes") or ["corrected"]),
-            published=tuple(self._list("published")),
-            tolerances=self._table("tolerances"),
+            modes=tuple(self._list("modes", str) or ["corrected"]),
+            published=tuple(self._list("published", dict)),
+            tolerances=tolerances,
             stand_in=self.stand_in,
         )
 
     # ---------------------------------------------------------------- pieces of the file
 
     def _typed(self, key: str, kind: type, default: Any) -> Any:
-        value = self.raw.get(key, default)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise Refused(f"{self.path.name}: {key}: found {value!r}, accepted is {kind.__name__}")
+        return self._checked(self.raw.get(key, default), kind, key)
+
+    def _checked(self, value: Any, kind: Any, key: str) -> Any:
+        if not fits(value, kind):
+            raise Refused(f"{self.path.name}: {key}: found {value!r}, accepted is {readable(kind)}")
         return value
 
-    def _list(self, key: str) -> list[Any]:
-        return list(self._typed(key, list, []))
+    def _list(self, key: str, kind: Any = Any) -> list[Any]:
+        return [self._checked(value, kind, key) for value in self._typed(key, list, [])]
 
-    def _table(self, key: str) -> dict[str, Any]:
-        return dict(self._typed(key, dict, {}))
+    def _table(self, key: str, kind: Any = Any) -> dict[str, Any]:
+        table = self._typed(key, dict, {})
+        return {name: self._checked(value, kind, f"{key}: {name}") for name, value in table.items()}
 
     def _folders(self, given: dict[str, str]) -> dict[str, str]:
         """[data] NAME = default folder, relative to the spec; HEATPROOF_DATA_NAME and --data go before."""
-        table = self._table("data")
+        table = self._table("data", str)
         for name in given:
             if name not in table:
                 raise unknown(f"--data {name}", "data of this benchmark", name, table)
@@ -283,7 +298,9 @@ class _Reader:
         if isinstance(entry, str):
             entry = {"use": entry}
         if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
-            raise Refused(f'{where}: found {entry!r}, accepted is "name" or {{ use = "name", setting = value }}')
+            raise Refused(
+                f'{where}: found {entry!r}, accepted is "name" or {{ use = "name", setting = value }}'
+            )
         given = {k: self._fill(v, where) for k, v in entry.items()}
         use, name = given.pop("use"), given.pop("as", None)
         replicate, sample = given.pop("replicate", 0), None
@@ -297,24 +314,34 @@ class _Reader:
             if role in ("dataset", "fit") and "sample" not in fields:
                 sample = given.pop("sample", None)
             made = self._make(cls, given, f"{where}: {name or use}")
-        part = Part(name or use.split("/")[-1].removesuffix(".py"), shelf_name, use, role, made, replicate, sample, entry)
+        part = Part(
+            name or use.split("/")[-1].removesuffix(".py"),
+            shelf_name,
+            use,
+            role,
+            made,
+            replicate,
+            sample,
+            entry,
+        )
         if shelf_name == "explainers":
             self.parts[part.name] = made
         return part
 
     def _control(self, entry: Any, methods: list[Part]) -> list[Part]:
         """A control of other methods (`of`) makes one row for each; where none is named, for every method."""
-        if isinstance(entry, str):
-            entry = {"use": entry}
-        cls = shelf.find("explainers", entry.get("use", ""), self.place, f"{self.path.name}: controls")
+        where = f"{self.path.name}: controls"
+        entry = _entry(entry, where)
+        cls = shelf.find("explainers", entry["use"], self.place, where)
         if "of" not in {f.name for f in dataclasses.fields(cls)}:
             return [self._part("explainers", "controls", entry, "control")]
         named = entry.get("of", [m.name for m in methods])
-        base = entry.get("as", entry["use"])
-        return [
-            self._part("explainers", "controls", {**entry, "of": of, "as": f"{base}({of})"}, "control")
-            for of in ([named] if isinstance(named, str) else named)
-        ]
+        base, made = entry.get("as", entry["use"]), []
+        for of in named if isinstance(named, list) else [named]:
+            name = of if isinstance(of, str) else _entry(of, f"{where}: {base}.of")["use"]
+            changed = {**entry, "of": of, "as": f"{base}({name})"}
+            made.append(self._part("explainers", "controls", changed, "control"))
+        return made
 
     def _make(self, cls: type, given: dict[str, Any], where: str) -> Any:
         if not dataclasses.is_dataclass(cls):
@@ -340,47 +367,35 @@ class _Reader:
             return self._named(value, where)
         if isinstance(value, list):
             value = tuple(value)
-        if not _fits(value, hint):
-            raise Refused(f"{where}: found {value!r}, accepted is {_readable(hint)}")
+        if not fits(value, hint):
+            raise Refused(f"{where}: found {value!r}, accepted is {readable(hint)}")
         return value
 
     def _named(self, value: Any, where: str) -> Any:
         if isinstance(value, str) and value in self.parts:
             return self.parts[value]
-        entry = {"use": value} if isinstance(value, str) else dict(value)
-        cls = shelf.find("explainers", entry.pop("use"), self.place, where)
-        return self._make(cls, entry, where)
+        entry = dict(_entry(value, where))
+        use = entry.pop("use")
+        if use not in self.place.files("explainers") and "/" not in use and ":" not in use:
+            raise unknown(where, "explainer", use, {*self.parts, *self.place.files("explainers")})
+        return self._make(shelf.find("explainers", use, self.place, where), entry, where)
 
     def _unique(self, parts: list[Part]) -> list[Part]:
         seen: set[tuple[str, int]] = set()
         for part in parts:
             if (part.name, part.replicate) in seen:
                 raise Refused(
-                    f"{self.path.name}: {part.shelf}: {part.name!r} stands twice; give one a name of its own: as = \"...\""
+                    f"{self.path.name}: {part.shelf}: {part.name!r} stands twice; give one a name of its own: "
+                    'as = "..."'
                 )
             seen.add((part.name, part.replicate))
         return parts
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:
-        inner = typing.get_args(hint)
-        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else value is None
-
-
-def _readable(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+def _entry(entry: Any, where: str) -> dict[str, Any]:
+    """How a part is written: a name, or a table with `use`."""
+    if isinstance(entry, str):
+        return {"use": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
+        raise Refused(f'{where}: found {entry!r}, accepted is "name" or {{ use = "name", setting = value }}')
+    return entry

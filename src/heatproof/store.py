@@ -40,13 +40,19 @@ class Store:
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # autocommit off the module's own rules: transactions are spelled out in `add`
-        self.db = sqlite3.connect(path, isolation_level=None, timeout=60)
-        if write:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.executescript(SCHEMA)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # autocommit off the module's own rules: transactions are spelled out in `add`
+            self.db = sqlite3.connect(path, isolation_level=None, timeout=60)
+            if write:
+                self.db.execute("PRAGMA journal_mode=WAL")
+                self.db.execute("PRAGMA synchronous=NORMAL")
+                self.db.executescript(SCHEMA)
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise Refused(
+                f"{path}: cannot be opened as the working store ({error}). Frozen results are not in it: "
+                "where it is broken, delete it and run the same command again"
+            ) from error
 
     def close(self) -> None:
         self.db.close()
@@ -66,7 +72,7 @@ class Store:
             )
             db.executemany("INSERT OR IGNORE INTO fits VALUES (?, ?)", list(news.fits.items()))
             db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise Refused(
@@ -90,7 +96,7 @@ class Store:
             some = keys[first : first + 500]
             marks = ",".join("?" * len(some))
             yield from self.db.execute(
-                f"SELECT key, {columns} FROM {table} WHERE key IN ({marks})",  # noqa: S608 - our own names
+                f"SELECT key, {columns} FROM {table} WHERE key IN ({marks})",
                 list(some),
             )
 

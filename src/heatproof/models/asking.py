@@ -25,7 +25,10 @@ def case_id(sample: str, *parts: object) -> str:
 
 def pixels(sample: Sample, frame: Frame) -> tuple[torch.Tensor, tuple[int, int]]:
     """The model's input for a sample, and the size (H, W) of the photograph it came from."""
-    image = sample.read()
+    try:
+        image = sample.read()
+    except OSError as error:
+        raise Refused(f"sample {sample.id}: its image cannot be read: {error}") from error
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise Refused(
             f"sample {sample.id}: read() gave {image.dtype} {list(image.shape)}, accepted is uint8 [H, W, 3]"
@@ -34,9 +37,7 @@ def pixels(sample: Sample, frame: Frame) -> tuple[torch.Tensor, tuple[int, int]]
     return frame.image(image), (height, width)
 
 
-def evidence(
-    sample: Sample, names: Collection[str], frame: Frame, source: tuple[int, int]
-) -> dict[str, Any]:
+def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple[int, int]) -> dict[str, Any]:
     """The annotated instances with one of these names: a Case's ``evidence``, ``boxes``, ``ignore``, ``cut``.
 
     Nothing at all where the sample carries no annotation; zero planes where it does but not of these names.
@@ -78,6 +79,4 @@ def mentions(word: str, names: Iterable[str]) -> list[str]:
 
 
 def unknown_policy(found: str, family: str, accepted: Iterable[str]) -> Refused:
-    return Refused(
-        f"targets.{family}: found {found!r}, accepted are {', '.join(repr(a) for a in accepted)}"
-    )
+    return Refused(f"targets.{family}: found {found!r}, accepted are {', '.join(repr(a) for a in accepted)}")

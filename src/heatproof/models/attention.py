@@ -27,20 +27,22 @@ def attend(
     logits = query @ key.transpose(2, 3) * scale
     if attention_mask is not None:
         logits = logits + attention_mask
-    probabilities = passing(module.heatproof_site, torch.softmax(logits, -1))
+    probabilities = passing(str(module.heatproof_site), torch.softmax(logits, -1))
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
 def tell_sites(net: nn.Module, configs: list[Any], towers: dict[str, list[nn.Module]]) -> None:
     """Make a Hugging Face net use ``attend`` and name the attention module of each block of its towers."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register("heatproof", attend)
+    AttentionMaskInterface.register("heatproof", eager_mask)  # so that the net's own forward stays right
     for config in configs:
         config._attn_implementation = "heatproof"
     for tower, modules in towers.items():
         for k, module in enumerate(modules):
-            module.heatproof_site = f"{tower}.attention {k}"
+            setattr(module, "heatproof_site", f"{tower}.attention {k}")  # noqa: B010 - modules type no attributes
 
 
 def causal(seen: Tensor) -> Tensor:

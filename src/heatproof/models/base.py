@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from heatproof import geometry
-from heatproof.contract import Case, Unsuited
+from heatproof.contract import Case, Sample, Unsuited
+from heatproof.models.meter import Memo, Meter
 
 Context = dict[str, Tensor]  # what a row needs besides the activation: token ids, targets, embeddings
 
@@ -35,41 +37,6 @@ class Stage:
 
     site: str | None
     run: Callable[[Tensor, Context], Tensor]
-
-
-class Meter:
-    """Rows forwarded and backwarded, in whole-forward equivalents, by the case that pays for them."""
-
-    def __init__(self) -> None:
-        self.forward: Counter[str] = Counter()
-        self.backward: Counter[str] = Counter()
-        self.run = 0.0  # what was really run, whoever pays for it
-
-    @contextmanager
-    def aside(self) -> Iterator[Meter]:
-        """What is spent inside goes to a meter of its own, and not to this one."""
-        kept = self.forward, self.backward
-        spent = Meter()
-        self.forward, self.backward = spent.forward, spent.backward
-        try:
-            yield spent
-        finally:
-            self.forward, self.backward = kept
-
-
-class Memo:
-    """Work that several parts of one chunk share, kept by case and emptied after the chunk.
-
-    Every part pays once for what it asks for, found or computed: the meter tells what a part costs alone.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str, str], tuple[Any, float, float]] = {}
-        self.paid: set[tuple[str, str, str]] = set()  # by the part under way
-        self.on = os.environ.get("HEATPROOF_MEMO", "on") != "off"
-
-    def clear(self) -> None:
-        self.kept.clear()
 
 
 class Watch:
@@ -98,7 +65,10 @@ class Watch:
             self._value = value.requires_grad_(torch.is_grad_enabled())
         with torch.no_grad():
             self._value[start : start + kept] = x[:kept]
-        return _Tie.apply(x, self._value, start, kept) if torch.is_grad_enabled() else x
+        if not torch.is_grad_enabled():
+            return x
+        tied: Tensor = _Tie.apply(x, self._value, start, kept)  # type: ignore[no-untyped-call]
+        return tied
 
 
 class _Tie(torch.autograd.Function):
@@ -119,7 +89,9 @@ class _Tie(torch.autograd.Function):
 
 
 # The block under way, for sites inside a stage (attention probabilities): site -> its tap.
-_PASSING: ContextVar[dict[str, Callable[[Tensor], Tensor]]] = ContextVar("passing", default={})
+_PASSING: ContextVar[Mapping[str, Callable[[Tensor], Tensor]]] = ContextVar(
+    "passing", default=MappingProxyType({})
+)
 
 
 def passing(site: str, x: Tensor) -> Tensor:
@@ -151,6 +123,7 @@ class Model:
         self.net = self.net.to(self.device).eval().requires_grad_(False)
         self.meter, self.memo = Meter(), Memo()
         self._watches: dict[str, Watch] = {}
+        self._twins: dict[str, Model] = {}
         self._hash: str | None = None
         self.towers = self._towers()
         self._shares: dict[str, list[float]] = {}
@@ -166,6 +139,10 @@ class Model:
 
     def _example(self, tower: str) -> tuple[Tensor, Context]:
         """One block of rows to weigh the tower's stages with."""
+        raise NotImplementedError
+
+    def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
+        """The questions that a target policy puts about each sample."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ identity
@@ -186,15 +163,22 @@ class Model:
         return str(getattr(self.net, "config", type(self.net).__name__))
 
     def twin(self, edit: Callable[[nn.Module], None], name: str) -> Model:
-        """A copy whose net was edited in place by ``edit``; the original stays as it is (law 5)."""
+        """A copy whose net was edited in place by ``edit``; the original stays as it is (law 5).
+
+        Kept under its name, which must tell the edit apart from any other of this model.
+        """
+        if name in self._twins:
+            return self._twins[name]
         other = copy.copy(self)
         other.net = copy.deepcopy(self.net)
         edit(other.net)
         other.name = f"{self.name}~{name}"
         other.net.eval().requires_grad_(False)
-        other.memo, other._watches, other._hash = Memo(), {}, None
+        # meter and memo are shared: a twin's work is paid by whoever asked for it, and kept under its own hash
+        other._watches, other._twins, other._hash = {}, {}, None
         other.towers = other._towers()
-        return other  # the meter is shared: a twin's forwards are paid by whoever asked for it
+        self._twins[name] = other
+        return other
 
     # ------------------------------------------------------------------ sites
 
@@ -273,7 +257,7 @@ class Model:
             side = {k: self._fill(v[first : first + self.rows]) for k, v in context.items()}
             out = self._fill(block)
             taps = {
-                site: (lambda v, w=watch, f=first, k=kept: w.tap(v, f, k, total))
+                site: partial(watch.tap, start=first, kept=kept, total=total)
                 for site, watch in watches.items()
             }
             token = _PASSING.set(taps)
@@ -352,6 +336,15 @@ class Model:
 
     def score_text(self, keep: Tensor, cases: Sequence[Case], removal: str = "attention") -> Tensor:
         raise Unsuited(f"{self.name} is a {self.family}: it reads no text")
+
+    def embed(self, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
+        raise Unsuited(f"{self.name} is a {self.family}: it embeds images in no space of texts")
+
+    def embed_text(self, cases: Sequence[Case]) -> Tensor:
+        raise Unsuited(f"{self.name} is a {self.family}: it embeds no texts")
+
+    def write(self, pixels: Tensor, cases: Sequence[Case]) -> list[Any]:
+        raise Unsuited(f"{self.name} is a {self.family}: it writes no captions")
 
     def recall(
         self, what: str, cases: Sequence[Case], compute: Callable[[list[Case]], Sequence[Any]]

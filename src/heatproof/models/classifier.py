@@ -12,7 +12,7 @@ from heatproof.contract import Case, Refused, Sample
 from heatproof.models import asking
 from heatproof.models.base import Context, Model, Stage
 
-POLICIES = ("label", "predicted", "objects")
+POLICIES = ("label", "predicted", "objects", "largest object")
 
 
 def _read_targets(logits: Tensor, context: Context) -> Tensor:
@@ -26,7 +26,7 @@ class Classifier(Model):
     ``stages`` tells the net as stages; ``labels`` maps a name of the data set to the classes that mean it
     (several where the net is finer than the data set: the highest of them is the target).
     Target policies: "label" (the sample's own label), "predicted" (whatever the net says), "objects" (one case
-    for every annotated category that the net knows).
+    for every annotated category that the net knows), "largest object" (of those the one with the largest box).
     """
 
     stages: Callable[[nn.Module], list[Stage]] = field(kw_only=True)
@@ -55,46 +55,50 @@ class Classifier(Model):
         wanted = [(case.choices or range(self.classes)) if choices else [case.target] for case in cases]
         return {"targets": torch.tensor([list(row) for row in wanted])}
 
-    def _name(self, index: int) -> str:
-        return next(name for name, members in self.labels.items() if index in members)
-
     def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
         """One list of cases a sample, by the target policy."""
         if policy not in POLICIES:
             raise asking.unknown_policy(policy, self.family, POLICIES)
-        return [self._ask(sample, policy) for sample in samples]
+        seen = [asking.pixels(sample, self.frame) for sample in samples]
+        images = [image for image, _ in seen]
+        undecided = policy == "predicted" or any(len(members) > 1 for members in self.labels.values())
+        logits = self.logits(torch.stack(images)) if undecided else [None] * len(samples)
+        return [
+            [
+                Case(
+                    id=asking.case_id(sample.id, name),
+                    sample=sample.id,
+                    about=name,
+                    pixels=image,
+                    target=self._target(row, name),
+                    **asking.evidence(sample, [name], self.frame, source),
+                )
+                for name in self._names(sample, policy, row)
+            ]
+            for sample, (image, source), row in zip(samples, seen, logits, strict=True)
+        ]
 
-    def _ask(self, sample: Sample, policy: str) -> list[Case]:
-        image, source = asking.pixels(sample, self.frame)
+    def _names(self, sample: Sample, policy: str, logits: Tensor | None) -> list[str]:
         if policy == "label":
-            if sample.label not in self.labels:
+            if sample.label is None or sample.label not in self.labels:
                 raise Refused(
                     f"sample {sample.id}: label {sample.label!r} is none that {self.name} knows "
                     f"(it knows {len(self.labels)}: {', '.join(sorted(self.labels)[:8])}, ...)"
                 )
-            names = [sample.label]
-        elif policy == "objects":
-            there = dict.fromkeys(o.name for o in sample.objects if not o.ignore)
-            names = [name for name in there if name in self.labels]
-        else:
-            names = [self._name(int(self.logits(image[None]).argmax()))]
-        return [
-            Case(
-                id=asking.case_id(sample.id, name),
-                sample=sample.id,
-                about=name,
-                pixels=image,
-                target=self._target(image, name),
-                **asking.evidence(sample, [name], self.frame, source),
-            )
-            for name in names
-        ]
+            return [sample.label]
+        if policy == "predicted" and logits is not None:
+            best = int(logits.argmax())
+            return [next(name for name, members in self.labels.items() if best in members)]
+        things = [o for o in sample.objects if not o.ignore and o.name in self.labels]
+        if policy == "largest object":
+            things = sorted(things, key=lambda o: -(o.box[2] - o.box[0]) * (o.box[3] - o.box[1]))[:1]
+        return list(dict.fromkeys(o.name for o in things))
 
-    def _target(self, image: Tensor, name: str) -> int:
+    def _target(self, logits: Tensor | None, name: str) -> int:
         members = self.labels[name]
-        if len(members) == 1:
+        if len(members) == 1 or logits is None:
             return members[0]
-        return members[int(self.logits(image[None])[0, list(members)].argmax())]
+        return members[int(logits[list(members)].argmax())]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, classes], without gradient."""

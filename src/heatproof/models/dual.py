@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,8 @@ class Dual(Model):
 
     @property
     def _width(self) -> int:
-        return int(self.net.config.projection_dim)
+        config: Any = self.net.config
+        return int(config.projection_dim)
 
     def _context(self, cases: Sequence[Case], choices: bool = False) -> Context:
         image = {"other": self._choices(cases) if choices else self.embed_text(cases)[:, None]}
@@ -154,7 +156,9 @@ class Dual(Model):
         context = self._text_context(ids, cases)
         # where "pad" is the end token too, the sentence still ends where it ended
         ends = torch.tensor([len(row) - 1 for row in rows])
-        context["eos"] = torch.where(ids.gather(1, ends[:, None])[:, 0] == self.tokenizer.eos, ends, context["eos"])
+        context["eos"] = torch.where(
+            ids.gather(1, ends[:, None])[:, 0] == self.tokenizer.eos, ends, context["eos"]
+        )
         if removal == "attention":
             context["seen"] = (full >= 0.5).float()
         elif removal == "embedding":

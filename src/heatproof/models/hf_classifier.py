@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from heatproof.contract import Refused
 from heatproof.geometry import Frame
@@ -62,7 +61,7 @@ def resnet(net: Any) -> list[Stage]:
     model = net.resnet
     stages = [Stage("image.conv 0", lambda x, _: model.embedder(x))]
     for k, block in enumerate(model.encoder.stages):
-        stages.append(Stage(f"image.conv {k + 1}", lambda x, _, b=block: b(x)))
+        stages.append(_block(f"image.conv {k + 1}", block))
     return [*stages, Stage(None, lambda x, _: net.classifier(model.pooler(x)))]
 
 
@@ -76,8 +75,12 @@ def vit(net: Any) -> list[Stage]:
     stages = [Stage("image.embed 0", lambda x, _: model.embeddings(x))]
     for k, block in enumerate(model.layers):
         site = f"image.block {k}" if k < last else None
-        stages.append(Stage(site, lambda x, _, b=block: b(x, None)))
+        stages.append(_block(site, block, None))
     return [*stages, Stage(None, lambda x, _: net.classifier(model.layernorm(x)[:, 0]))]
+
+
+def _block(site: str | None, block: Any, *arguments: Any) -> Stage:
+    return Stage(site, lambda x, _: block(x, *arguments))
 
 
 STAGES: dict[str, Callable[[Any], list[Stage]]] = {
@@ -89,15 +92,13 @@ STAGES: dict[str, Callable[[Any], list[Stage]]] = {
 # ---------------------------------------------------------------- opening a folder or a hub name
 
 
-def open_net(auto: Any, name: str, revision: str | None) -> nn.Module:
+def open_net(auto: Any, name: str, revision: str | None) -> Any:
     """Weights in float32 from safetensors; errors name the model and what to do."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True
-        )
+        return auto.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         where = "the folder" if Path(name).exists() else "the hub name (no folder of this name is here)"
         raise Refused(f"model {name!r}: {where} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -147,5 +148,8 @@ def frame_of(settings: dict[str, Any]) -> Frame:
 def open_card(name: str) -> dict[str, Any]:
     """The card that our own recipes leave beside the weights; else just the name."""
     card = Path(name) / "card.json"
-    return json.loads(card.read_text(encoding="utf-8")) if card.exists() else {"source": Path(name).name if Path(name).is_dir() else name}
-
+    return (
+        json.loads(card.read_text(encoding="utf-8"))
+        if card.exists()
+        else {"source": Path(name).name if Path(name).is_dir() else name}
+    )

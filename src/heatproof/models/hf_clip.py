@@ -31,9 +31,7 @@ class HfClip:
         if Path(self.name).is_dir():
             tokenizer = read_vocabulary(Path(self.name))
         else:
-            tokenizer = HuggingFaceTokens(
-                AutoTokenizer.from_pretrained(self.name, revision=self.revision)
-            )
+            tokenizer = HuggingFaceTokens(AutoTokenizer.from_pretrained(self.name, revision=self.revision))
         return clip(
             name,
             net,
@@ -49,7 +47,13 @@ def clip(name: str, net: Any, tokenizer: Any, **settings: Any) -> Dual:
     """A ``transformers`` CLIPModel that is at hand already, behind the contract."""
     tell_sites(
         net,
-        [net.config, net.config.vision_config, net.config.text_config, net.vision_model.config, net.text_model.config],
+        [
+            net.config,
+            net.config.vision_config,
+            net.config.text_config,
+            net.vision_model.config,
+            net.text_model.config,
+        ],
         {
             "image": [b.self_attn for b in net.vision_model.encoder.layers],
             "text": [b.self_attn for b in net.text_model.encoder.layers],
@@ -75,11 +79,19 @@ def image_stages(net: Any) -> list[Stage]:
     ]
     for k, block in enumerate(vision.encoder.layers):
         site = f"image.block {k}" if k < last else None
-        stages.append(Stage(site, lambda x, _, b=block: b(x, None)))
+        stages.append(_image_block(site, block))
     return [
         *stages,
         Stage(None, lambda x, _: net.visual_projection(vision.post_layernorm(x[:, 0]))),
     ]
+
+
+def _image_block(site: str | None, block: Any) -> Stage:
+    return Stage(site, lambda x, _: block(x, None))
+
+
+def _text_block(site: str | None, block: Any) -> Stage:
+    return Stage(site, lambda x, context: block(x, causal(context["seen"])))
 
 
 def text_stages(net: Any) -> list[Stage]:
@@ -89,14 +101,16 @@ def text_stages(net: Any) -> list[Stage]:
 
     def embed(ids: Tensor, context: Context) -> Tensor:
         tokens = text.embeddings.token_embedding(ids) * context["gain"][..., None]
-        return tokens + text.embeddings.position_embedding.weight[: ids.shape[1]]
+        embedded: Tensor = tokens + text.embeddings.position_embedding.weight[: ids.shape[1]]
+        return embedded
 
     def read(x: Tensor, context: Context) -> Tensor:
         rows = torch.arange(x.shape[0], device=x.device)
-        return net.text_projection(text.final_layer_norm(x)[rows, context["eos"]])
+        embedding: Tensor = net.text_projection(text.final_layer_norm(x)[rows, context["eos"]])
+        return embedding
 
     stages = [Stage("text.embed 0", embed)]
     for k, block in enumerate(text.encoder.layers):
         site = f"text.block {k}" if k < last else None
-        stages.append(Stage(site, lambda x, c, b=block: b(x, causal(c["seen"]))))
+        stages.append(_text_block(site, block))
     return [*stages, Stage(None, read)]

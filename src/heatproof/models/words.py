@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 
 class Tokens(Protocol):
-    """Called with a text and a length it gives ids (bos and eos included), the word each token belongs to
-    (-1 for special tokens), and each token's text."""
+    """A text and a length -> ids (bos and eos included), the word each belongs to (-1 = special), their texts."""
 
     bos: int
     eos: int

@@ -1,0 +1,180 @@
+"""The dual encoder against transformers' CLIPModel, and what removing words does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from heatproof import Object, Refused, Sample
+from heatproof.models.dual import REMOVALS
+
+
+@pytest.fixture(scope="module")
+def library(tiny):
+    """The same weights, never touched by the house."""
+    from transformers import CLIPModel
+
+    return CLIPModel.from_pretrained(tiny["clip"], attn_implementation="eager").eval()
+
+
+@pytest.fixture
+def asked(families):
+    model, cases = families["clip"]
+    yield model, cases
+    model.memo.clear()
+
+
+def plain(model, net, cases, rows=None):
+    """The cosine that the library's own forward gives, one case at a time."""
+    found = []
+    for case, ids in zip(cases, rows or [c.tokens for c in cases], strict=True):
+        padded = torch.full((1, model.text_length), model.tokenizer.pad)
+        padded[0, : len(ids)] = ids
+        with torch.no_grad():
+            out = net(
+                input_ids=padded, pixel_values=case.pixels[None], attention_mask=torch.ones_like(padded)
+            )
+        found.append((out.image_embeds[0] * out.text_embeds[0]).sum())
+    return torch.stack(found)
+
+
+def test_score_is_the_cosine_of_the_library(asked, library):
+    model, cases = asked
+    score = model.score(model.stack(cases), cases)
+    assert torch.allclose(score, plain(model, library, cases), atol=1e-6)
+    assert torch.allclose(score, plain(model, model.net, cases), atol=1e-6)
+
+
+def test_the_text_side_gives_the_same_score(asked):
+    model, cases = asked
+    longest = max(len(c.tokens) for c in cases)
+    score = model.score(model.stack(cases), cases)
+    for removal in REMOVALS:
+        kept = model.score_text(torch.ones(8, longest), cases, removal)
+        assert torch.allclose(kept, score, atol=1e-6), removal
+
+
+def test_score_is_the_cosine_of_the_embeddings(asked):
+    model, cases = asked
+    images = F.normalize(model.embed(model.stack(cases), cases), dim=-1)
+    texts = F.normalize(model.embed_text(cases), dim=-1)
+    assert torch.allclose((images * texts).sum(-1), model.score(model.stack(cases), cases), atol=1e-6)
+
+
+@pytest.mark.parametrize("removal", ["delete", "pad", "unknown"])
+def test_removed_words_are_gone_from_what_the_library_reads(asked, library, removal):
+    model, cases = asked
+    keep = torch.ones(8, len(cases[0].tokens))
+    keep[:, 2] = 0
+    rows = []
+    for case in cases:
+        ids = case.tokens.clone()
+        if removal == "delete":
+            ids = torch.cat([ids[:2], ids[3:]])
+        else:
+            ids[2] = model.tokenizer.pad if removal == "pad" else model.tokenizer.unknown
+        rows.append(ids)
+    found = model.score_text(keep, cases, removal)
+    assert torch.allclose(found, plain(model, library, cases, rows), atol=1e-6)
+    assert not torch.allclose(found, plain(model, library, cases), atol=1e-6)
+
+
+def test_a_word_that_no_token_sees_cannot_matter(asked):
+    """Removal "attention": exchanging the hidden word for another changes nothing, to the last bit."""
+    model, cases = asked
+    keep = torch.ones(8, len(cases[0].tokens))
+    keep[:, 2] = 0
+    other = []
+    for case in cases:
+        ids = case.tokens.clone()
+        ids[2] = model.tokenizer.unknown
+        other.append(replace(case, tokens=ids))
+    hidden = model.score_text(keep, cases, "attention")
+    assert torch.equal(model.score_text(keep, other, "attention"), hidden)
+    assert not torch.equal(model.score_text(torch.ones_like(keep), other, "attention"), hidden)
+
+
+def test_soft_removal_is_differentiable_in_keep(asked):
+    model, cases = asked
+    keep = torch.full((8, len(cases[0].tokens)), 0.9, requires_grad=True)
+    (grad,) = torch.autograd.grad(model.score_text(keep, cases, "embedding").sum(), keep)
+    step = torch.zeros_like(keep)
+    step[:, 3] = 1e-2
+    with torch.no_grad():
+        moved = model.score_text(keep + step, cases, "embedding") - model.score_text(
+            keep - step, cases, "embedding"
+        )
+    assert torch.allclose(moved / 2e-2, grad[:, 3], rtol=0.05, atol=1e-4)
+
+
+def test_an_unknown_removal_is_refused(asked):
+    model, cases = asked
+    with pytest.raises(ValueError, match="removal: found 'mask', accepted are attention, pad"):
+        model.score_text(torch.ones(1, 4), cases[:1], "mask")
+
+
+def test_choices_are_other_captions(asked):
+    model, cases = asked
+    texts = ("a red ball on the grass", "blue sky")
+    chosen = [replace(c, choices=texts) for c in cases]
+    found = model.scores(model.stack(cases), chosen)
+    for k, text in enumerate(texts):
+        alone = [model._worded(replace(c, id=f"{c.id} {k}"), text) for c in cases]
+        assert torch.allclose(found[:, k], model.score(model.stack(cases), alone), atol=1e-6)
+    with pytest.raises(Refused, match="has no rival captions"):
+        model.scores(model.stack(cases), cases)
+
+
+def test_evidence_is_every_object_that_the_caption_names(asked):
+    model, _ = asked
+    image = np.zeros((32, 32, 3), np.uint8)
+    things = tuple(Object(n, (0.0, 0.0, s, s)) for n, s in (("ball", 4.0), ("star", 8.0), ("sky", 16.0)))
+    one = Sample("s", lambda: image, captions=("x", "Red balls next to a star."), objects=things)
+    (case,) = model.ask([one], "caption 1")[0]
+    assert case.spoken == ("", "red", "balls", "next", "to", "a", "star", "")
+    assert case.words == (-1, 0, 1, 2, 3, 4, 5, -1)
+    assert case.evidence_text.tolist() == [s in ("balls", "star") for s in case.spoken]
+    assert [int(plane.sum()) for plane in case.evidence] == [16, 64]
+    with pytest.raises(
+        Refused, match=r"sample s has 2 captions: there is no caption 7 \(they count from 0\)"
+    ):
+        model.ask([one], "caption 7")
+    with pytest.raises(Refused, match=r"targets.dual: found 'captions', accepted are 'caption 0'"):
+        model.ask([one], "captions")
+
+
+def test_a_caption_longer_than_the_model_reads_ends_with_its_end_token(asked):
+    model, _ = asked
+    image = np.zeros((32, 32, 3), np.uint8)
+    one = Sample("s", lambda: image, captions=(" ".join(["ball"] * 40),))
+    (case,) = model.ask([one], "caption 0")[0]
+    assert len(case.tokens) == model.text_length
+    assert case.tokens[-1] == model.tokenizer.eos
+
+
+def test_text_sites_can_be_cut_and_watched(asked):
+    model, cases = asked
+    score = model.score_text(torch.ones(8, len(cases[0].tokens)), cases)
+    for site in ("text.embed 0", "text.block 0", "text.block 1"):
+        lower = model.upto(site, model.stack(cases), cases)
+        assert torch.allclose(model.above(site, lower, cases), score, atol=1e-6)
+    with model.watch("text.attention 2") as seen:
+        model.score_text(torch.ones(8, len(cases[0].tokens)), cases)
+    assert torch.allclose(seen.value.sum(-1), torch.ones(8, 2, model.text_length), atol=1e-6)
+    assert (seen.value.triu(1) == 0).all()  # causal
+
+
+def test_the_text_is_embedded_once_a_chunk(asked):
+    model, cases = asked
+    seen = []
+    handle = model.net.text_model.encoder.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    try:
+        for _ in range(3):
+            model.score(model.stack(cases), cases)
+    finally:
+        handle.remove()
+    assert len(seen) == 1

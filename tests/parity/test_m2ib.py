@@ -1,0 +1,126 @@
+"""M2IB against arrays of its released code; everything, sizes too, is read from the folder ``m2ib``.
+
+Tolerances are those of its FIXTURES.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from heatproof import shelf
+from heatproof.contract import Case
+from heatproof.geometry import Frame
+from heatproof.models.hf_clip import clip
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(os.environ.get("HEATPROOF_PARITY", ROOT.parent / "shared" / "parity")) / "m2ib"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"HEATPROOF_PARITY: nothing at {FOLDER}")
+M2IB = shelf.load(ROOT / "explainers" / "m2ib.py")
+REFERENCES = sorted(p.stem for p in FOLDER.glob("ref_*_beta*.npz")) if FOLDER.is_dir() else ["none"]
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return dict(file)
+
+
+class Ids:
+    """The special ids are all of a tokenizer that the model asks for here."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.bos, self.eos, self.pad = (config[f"{k}_token_id"] for k in ("bos", "eos", "pad"))
+        self.unknown = self.pad
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    with torch.random.fork_rng():
+        net = CLIPModel(CLIPConfig(**config))
+    found = net.load_state_dict({k: torch.from_numpy(v) for k, v in read("state").items()}, strict=False)
+    assert not found.missing_keys
+    frame = Frame(config["vision_config"]["image_size"])
+    return clip("reference", net, Ids(config["text_config"]), frame=frame)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    inputs = read("inputs")
+    pixels, ids = torch.from_numpy(inputs["pixel_values"])[0], torch.from_numpy(inputs["input_ids"])[0]
+    return Case("c", "s", "", pixels, "", tokens=ids, words=(-1,) * len(ids))
+
+
+def told(eps: np.ndarray) -> Callable[[int], Tensor]:
+    """The reference's own noise, step by step; the step after the last may look at anything."""
+    draws = iter([*torch.from_numpy(eps), torch.zeros(eps.shape[1:])])
+    return lambda _: next(draws)
+
+
+def scaled(heat: Tensor) -> Tensor:
+    return (heat - heat.min()) / (heat.max() - heat.min())
+
+
+def test_embeddings(model: Any, case: Case) -> None:
+    inputs = read("inputs")
+    image, text = model.embed(model.stack([case]), [case]), model.embed_text([case])
+    np.testing.assert_allclose(image.numpy(), inputs["image_features"], atol=5e-6)
+    np.testing.assert_allclose(text.numpy(), inputs["text_features"], atol=5e-6)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_whole_optimisation(name: str, model: Any, case: Case) -> None:
+    expected = read(name)
+    tower = "image" if "vision" in name else "text"
+    numbers = {k: expected[k].item() for k in ("beta", "steps", "repeats", "lr")}
+    made = M2IB.M2ib(**numbers)
+    site = model.site(f"{tower}.block", int(expected["layer_idx"]))
+    with torch.no_grad():
+        hidden = model.upto(site, model.stack([case]), [case])
+    real = hidden[:, : expected["layer_output"].shape[1]]
+    np.testing.assert_allclose(real.numpy(), expected["layer_output"], atol=5e-6)
+
+    losses: list[Tensor] = []
+    for updates in range(1, made.steps + 1):
+        noise = told(expected["eps"])
+        (alpha,), losses = made.optimise(model, site, hidden, [case], noise, updates=updates)
+        before = expected["alpha_final"] if updates == made.steps else expected["alpha"][updates]
+        off = np.abs(alpha.numpy() - before[0])
+        assert (off > 1e-3).mean() < 1e-3, f"alpha after {updates} updates"
+    np.testing.assert_allclose(torch.stack(losses)[:, 0].numpy(), expected["losses"], atol=1e-5)
+
+    # what explain() itself answers, fed the same noise: the map is read before the last update
+    fed = _Fed(**numbers, layer=int(expected["layer_idx"]))
+    _Fed.eps = expected["eps"]
+    (raw,) = fed._heat(model, site, [case])
+    np.testing.assert_allclose(raw.numpy(), expected["raw_token_capacity"], rtol=1e-4)
+    if tower == "image":
+        size = expected["heatmap"].shape
+        plane = model.grid(raw)[None, None]
+        raw = F.interpolate(plane, size=size, mode="bilinear", align_corners=False)[0, 0]
+    np.testing.assert_allclose(scaled(raw).numpy(), expected["heatmap"], atol=1e-4)
+
+
+class _Fed(M2IB.M2ib):
+    eps: np.ndarray
+
+    def _noise(self, *_: Any) -> Callable[[int], Tensor]:
+        return told(type(self).eps)
+
+
+def test_capacity_at_the_start() -> None:
+    for name in REFERENCES:
+        expected = read(name)
+        hidden, alpha = (torch.from_numpy(expected[k][0]) for k in ("layer_output", "alpha"))
+        found = M2IB.capacity(hidden[0] if hidden.ndim == 3 else hidden, alpha[0] if alpha.ndim == 3 else alpha)
+        assert float(found.mean()) == pytest.approx(expected["losses"][0, 0], rel=1e-5)
