@@ -91,9 +91,7 @@ class Coco:
 class _Lazy(Sequence[Sample]):
     """Samples built when they are asked for: the masks of 5,000 photographs do not fit in memory."""
 
-    def __init__(
-        self, rows: Sequence[tuple[Any, ...]], build: Callable[..., Sample]
-    ) -> None:
+    def __init__(self, rows: Sequence[tuple[Any, ...]], build: Callable[..., Sample]) -> None:
         self._rows, self._build = rows, build
 
     def __len__(self) -> int:

@@ -70,5 +70,7 @@ def _draw(path: Path, names: tuple[str, ...], grid: int, cell: int) -> np.ndarra
         for k, name in enumerate(names):
             y, x = (cell * v for v in divmod(k, grid))
             picture = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
-            image[y : y + cell, x : x + cell] = np.asarray(picture.resize((cell, cell), Image.Resampling.BILINEAR))
+            image[y : y + cell, x : x + cell] = np.asarray(
+                picture.resize((cell, cell), Image.Resampling.BILINEAR)
+            )
     return image

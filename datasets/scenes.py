@@ -59,7 +59,4 @@ class Scenes:
     def samples(self) -> list[Sample]:
         """Every sample, always in the same order; pixels are drawn when asked for."""
         knobs = Knobs(self.colour_bias, self.partner, self.size, self.clutter)
-        return [
-            sample(knobs, self.masked, self.split, self.seed, index)
-            for index in range(self.sample)
-        ]
+        return [sample(knobs, self.masked, self.split, self.seed, index) for index in range(self.sample)]

@@ -57,7 +57,8 @@ def attention_of(model: Any, site: str, cases: Sequence[Case]) -> Tensor:
             model.score_text(torch.ones(len(cases), max(lengths(cases))), cases)
         else:
             model.score(model.stack(cases), cases)
-    return seen.value
+    found: Tensor = seen.value
+    return found
 
 
 def lengths(cases: Sequence[Case]) -> list[int]:

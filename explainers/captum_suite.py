@@ -1,30 +1,27 @@
 """Gradient and perturbation methods as Captum defines them, asked through the model's one door.
 
-Captum's ``forward_func`` is ``model.score``: it repeats rows in the order of its inputs, so that the cases repeat
-likewise. Methods that draw from the global generators run case by case under a seed of the case's own.
+Captum's own loops run case by case, or keep every step of every case in memory, or sum in an order that depends on
+the neighbours. Where that is so its definitions are taken, and the rows of all cases go to the model in whole
+blocks; the tests hold the results against Captum's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from captum.attr import FeatureAblation as CaptumAblation
-from captum.attr import GradientShap as CaptumGradientShap
 from captum.attr import InputXGradient as CaptumInputXGradient
-from captum.attr import KernelShap as CaptumKernelShap
-from captum.attr import Occlusion as CaptumOcclusion
 from captum.attr import Saliency as CaptumSaliency
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from heatproof import Explanation, Unsuited, seeds
+from heatproof import Explanation, Unsuited
 from heatproof.contract import Case
 from heatproof.errors import Refused
 
-ROWS = 32  # handed to the model at once: whole blocks, and a bounded graph
 BASELINES = ("mean", "black")
 
 
@@ -32,10 +29,9 @@ BASELINES = ("mean", "black")
 class IntegratedGradients:
     """Sundararajan et al. 2017 (ICML): (x - baseline) times the mean gradient on the straight path; [C, H, W], signed.
 
-    Sums to score(x) - score(baseline) up to the quadrature's error. Exactly ``steps`` forward-backwards a case
-    (Captum's own loop keeps all steps of all cases in memory at once, or sums them in an order that depends on the
-    neighbours). ``rule`` and the default of 50 steps are Captum's: gausslegendre, riemann_trapezoid, riemann_middle,
-    riemann_left, riemann_right. ``text`` adds as many for the token embeddings, baseline zero, summed by token.
+    Sums to score(x) - score(baseline) up to the quadrature's error. Exactly ``steps`` forward-backwards a case.
+    ``rule`` and the default of 50 steps are Captum's: gausslegendre, riemann_trapezoid, riemann_middle, riemann_left,
+    riemann_right. ``text`` adds as many for the token embeddings, baseline zero, summed by token.
     """
 
     steps: int = 50
@@ -45,36 +41,31 @@ class IntegratedGradients:
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         x = stacked(model, cases)
-        images = self._path(model.score, x, blank(self.baseline, model, x), cases)
+        images = self._path(model, model.score, x, blank(self.baseline, model, x), cases)
         if not self.text or "text.embed" not in model.sites:
             return [Explanation(image=image) for image in images]
         site = model.site("text.embed")
         with torch.no_grad():
             words = model.upto(site, x, cases)
-        found = self._path(
-            lambda rows, some: model.above(site, rows, some), words, torch.zeros_like(words), cases
-        )
-        texts = [t.sum(-1)[: 0 if c.tokens is None else len(c.tokens)] for t, c in zip(found, cases, strict=True)]
-        return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
+
+        def above(rows: Tensor, some: Sequence[Case]) -> Tensor:
+            found: Tensor = model.above(site, rows, some)
+            return found
+
+        texts = [t.sum(-1) for t in self._path(model, above, words, torch.zeros_like(words), cases)]
+        sizes = [0 if case.tokens is None else len(case.tokens) for case in cases]
+        found = zip(images, texts, sizes, strict=True)
+        return [Explanation(image=image, text=text[:size]) for image, text, size in found]
 
     def _path(
-        self,
-        score: Callable[[Tensor, Sequence[Case]], Tensor],
-        x: Tensor,
-        start: Tensor,
-        cases: Sequence[Case],
+        self, model: Any, score: Callable[..., Tensor], x: Tensor, start: Tensor, cases: Sequence[Case]
     ) -> list[Tensor]:
         sizes, places = approximation_parameters(self.rule)
         weights, shares = sizes(self.steps), places(self.steps)
         sums = [torch.zeros_like(row) for row in x]
-        todo = [(k, j) for k in range(len(cases)) for j in range(self.steps)]
-        for first in range(0, len(todo), ROWS):
-            block = todo[first : first + ROWS]
-            rows = torch.stack([start[k] + shares[j] * (x[k] - start[k]) for k, j in block])
-            rows.requires_grad_()
-            total = score(rows, [cases[k] for k, _ in block]).sum()
-            (grads,) = torch.autograd.grad(total, rows)
-            for (k, j), grad in zip(block, grads, strict=True):
+        for some in blocks(model, len(cases), self.steps):
+            rows = torch.stack([start[k] + shares[j] * (x[k] - start[k]) for k, j in some])
+            for (k, j), grad in zip(some, slopes(score, rows, [cases[k] for k, _ in some]), strict=True):
                 sums[k] += weights[j] * grad
         return [(row - base) * s for row, base, s in zip(x, start, sums, strict=True)]
 
@@ -85,7 +76,7 @@ class Saliency:
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         x = stacked(model, cases).requires_grad_()
-        maps = CaptumSaliency(rows_scored(model, cases)).attribute(x, abs=False)
+        maps = CaptumSaliency(lambda rows: model.score(rows, cases)).attribute(x, abs=False)
         return [Explanation(image=heat.detach()) for heat in maps]
 
 
@@ -95,7 +86,7 @@ class InputXGradient:
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         x = stacked(model, cases).requires_grad_()
-        maps = CaptumInputXGradient(rows_scored(model, cases)).attribute(x)
+        maps = CaptumInputXGradient(lambda rows: model.score(rows, cases)).attribute(x)
         return [Explanation(image=heat.detach()) for heat in maps]
 
 
@@ -103,33 +94,39 @@ class InputXGradient:
 class GradientShap:
     """Expected gradients (Lundberg and Lee 2017; Erion et al. 2021): IG with one random point of the path a sample.
 
-    ``samples`` noisy copies (standard deviation ``noise`` in normalised units) of the image, each at a random share of
-    its way from the baseline; [C, H, W], signed. Captum's defaults are 5 samples and no noise; 8 fill a block of rows.
+    The mean over ``samples`` noisy copies x' of the image (standard deviation ``noise``, in normalised units) of
+    (x' - baseline) times the gradient at a uniformly random share of the way from the baseline to x'; [C, H, W],
+    signed. Captum's default is 5 samples without noise; 0.09 is its tutorials'.
     """
 
-    samples: int = 8
+    samples: int = 5
     noise: float = 0.09
     baseline: str = "mean"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        found = []
-        for case in cases:
-            x = stacked(model, [case]).requires_grad_()
-            base = blank(self.baseline, model, x.detach())
-            with seeds.forked(case.seed, case.id, "gradient shap"):
-                (heat,) = CaptumGradientShap(rows_scored(model, [case])).attribute(
-                    x, base, n_samples=self.samples, stdevs=self.noise
-                )
-            found.append(Explanation(image=heat.detach()))
-        return found
+        x = stacked(model, cases)
+        start = blank(self.baseline, model, x)
+        chances = [case.generator("gradient shap") for case in cases]
+        sums = [torch.zeros_like(row) for row in x]
+        for some in blocks(model, len(cases), self.samples):
+            ways, rows = [], []
+            for k, _ in some:
+                noise = torch.randn(x[k].shape, generator=chances[k]).to(x)
+                ways.append(x[k] + self.noise * noise - start[k])
+                rows.append(start[k] + torch.rand((), generator=chances[k]).to(x) * ways[-1])
+            grads = slopes(model.score, torch.stack(rows), [cases[k] for k, _ in some])
+            for (k, _), way, grad in zip(some, ways, grads, strict=True):
+                sums[k] += way * grad
+        return [Explanation(image=total / self.samples) for total in sums]
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """Score lost while a square of ``window`` pixels is covered (Zeiler and Fergus 2014), moved by ``stride``.
+    """Score lost while a square of ``window`` is covered (Zeiler and Fergus 2014), moved by ``stride``: [H, W], signed.
 
-    [H, W], signed; a pixel has the mean of the windows over it. Windows a case + 1 rows. The sizes are shares of the
-    image's side, rounded to pixels: 1/7 and half of it are our choice (Captum has no default).
+    Both are shares of the image's side, rounded to pixels; 1/7 and half of it are our choice (Captum has no default).
+    The last window ends at the edge, cut off as in Captum; a pixel has the mean of the windows over it. One row a
+    window, and the untouched image.
     """
 
     window: float = 1 / 7
@@ -137,20 +134,26 @@ class Occlusion:
     baseline: str = "mean"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
+        x = stacked(model, cases)
+        sides = [self._spans(side) for side in x.shape[2:]]
+        windows = [(rows, columns) for rows in sides[0] for columns in sides[1]]
         found = []
-        for case in cases:  # Captum sums the windows in an order that depends on the rows beside them
-            x = stacked(model, [case])
-            side = min(x.shape[2:])
-            window, stride = (max(1, round(part * side)) for part in (self.window, self.stride))
-            (heat,) = CaptumOcclusion(rows_scored(model, [case])).attribute(
-                x,
-                sliding_window_shapes=(x.shape[1], window, window),
-                strides=(x.shape[1], stride, stride),
-                baselines=blank(self.baseline, model, x),
-                perturbations_per_eval=ROWS,
-            )
-            found.append(Explanation(image=heat[0].clone()))
+        for losses in lost(model, x, cases, blank(self.baseline, model, x), windows):
+            heat, cover = torch.zeros(x.shape[2:]), torch.zeros(x.shape[2:])
+            for (rows, columns), loss in zip(windows, losses.tolist(), strict=True):
+                heat[rows, columns] += loss
+                cover[rows, columns] += 1
+            found.append(Explanation(image=heat / cover))
         return found
+
+    def _spans(self, side: int) -> list[slice]:
+        window, stride = (max(1, round(share * side)) for share in (self.window, self.stride))
+        if stride > window:
+            raise Refused(
+                f"occlusion: stride {self.stride} is more than window {self.window}: it leaves gaps"
+            )
+        count = 1 + -(-max(0, side - window) // stride)  # rounded up, so that the edge is covered
+        return [slice(k * stride, min(k * stride + window, side)) for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -161,26 +164,18 @@ class FeatureAblation:
     baseline: str = "mean"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        found = []
-        for case in cases:
-            x = stacked(model, [case])
-            grid, rows, columns = patches(self.cells, x)
-            (heat,) = CaptumAblation(rows_scored(model, [case])).attribute(
-                x,
-                baselines=blank(self.baseline, model, x),
-                feature_mask=grid,
-                perturbations_per_eval=ROWS,
-            )
-            found.append(Explanation(image=heat[0][rows][:, columns]))
-        return found
+        x = stacked(model, cases)
+        windows = patches(self.cells, x)
+        losses = lost(model, x, cases, blank(self.baseline, model, x), windows)
+        return [Explanation(image=loss.view(self.cells, self.cells)) for loss in losses]
 
 
 @dataclass(frozen=True)
 class KernelShap:
     """Shapley values of grid cells by weighted regression (Lundberg and Lee 2017): [cells, cells], signed.
 
-    ``samples`` random coalitions, the empty and the full one among them; Captum's default of 25 is less than the
-    grid's 49 players, so 200 here.
+    ``samples`` coalitions of cells, the full and the empty one first, drawn and weighed as Captum does. Captum's
+    default of 25 is less than the grid's 49 players, so 200 here; no scikit-learn is needed, as Captum's regression does.
     """
 
     samples: int = 200
@@ -188,37 +183,40 @@ class KernelShap:
     baseline: str = "mean"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        found = []
-        for case in cases:
-            x = stacked(model, [case])
-            grid, _, _ = patches(self.cells, x)
-            method = CaptumKernelShap(rows_scored(model, [case]))
-            method.interpretable_model = _Regression()
-            with torch.no_grad(), seeds.forked(case.seed, case.id, "kernel shap"):
-                values = method.attribute(
-                    x,
-                    baselines=blank(self.baseline, model, x),
-                    feature_mask=grid,
-                    n_samples=self.samples,
-                    perturbations_per_eval=8,
-                    return_input_shape=False,
-                )
-            found.append(Explanation(image=values.reshape(self.cells, self.cells).float()))
-        return found
+        x = stacked(model, cases)
+        start, windows = blank(self.baseline, model, x), patches(self.cells, x)
+        coalitions = [self._coalitions(case) for case in cases]
+        scores = [torch.zeros(self.samples, dtype=torch.float64) for _ in cases]
+        for some in blocks(model, len(cases), self.samples):
+            rows = torch.stack([start[k] for k, _ in some])
+            for row, (k, j) in zip(rows, some, strict=True):
+                for here, (high, wide) in zip(coalitions[k][j].tolist(), windows, strict=True):
+                    if here:
+                        row[:, high, wide] = x[k, :, high, wide]
+            with torch.inference_mode():
+                found = model.score(rows, [cases[k] for k, _ in some]).tolist()
+            for (k, j), value in zip(some, found, strict=True):
+                scores[k][j] = value
+        values = [self._regress(c, s) for c, s in zip(coalitions, scores, strict=True)]
+        return [Explanation(image=v.view(self.cells, self.cells).float()) for v in values]
 
+    def _coalitions(self, case: Case) -> Tensor:
+        """[samples, players]: all, none, then sizes by the Shapley kernel and members at random."""
+        players, chance = self.cells**2, case.generator("kernel shap")
+        sizes = torch.arange(1, players)
+        kernel = 1 / (sizes * (players - sizes))
+        drawn = torch.multinomial(kernel, self.samples - 2, replacement=True, generator=chance) + 1
+        ranks = torch.rand(self.samples - 2, players, generator=chance).argsort(1).argsort(1)
+        return torch.cat([torch.tensor([[True], [False]]).expand(2, players), ranks < drawn[:, None]])
 
-class _Regression:
-    """Weighted least squares with an intercept, in place of the one for which Captum needs scikit-learn."""
-
-    def fit(self, train_data: Any) -> None:
-        ((x, y, weight),) = [[part.double() for part in batch] for batch in train_data]
-        root = weight.sqrt()[:, None]
-        design = torch.cat([torch.ones_like(x[:, :1]), x], 1)
+    def _regress(self, coalitions: Tensor, scores: Tensor) -> Tensor:
+        """Weighted least squares with an intercept; all and none weigh a million times as much, as in Captum."""
+        root = torch.ones(self.samples, 1, dtype=torch.float64)
+        root[:2] = 1e3
+        design = torch.cat([torch.ones_like(root), coalitions.double()], 1)
         # the pseudo-inverse answers also where there are fewer coalitions than players
-        self.values = (torch.linalg.pinv(root * design) @ (root * y.reshape(-1, 1)))[1:, 0]
-
-    def representation(self) -> Tensor:
-        return self.values
+        found: Tensor = torch.linalg.pinv(root * design) @ (root * scores[:, None])
+        return found[1:, 0]
 
 
 # ---------------------------------------------------------------- what the methods share
@@ -232,14 +230,37 @@ def stacked(model: Any, cases: Sequence[Case]) -> Tensor:
     return found
 
 
-def rows_scored(model: Any, cases: Sequence[Case]) -> Callable[[Tensor], Tensor]:
-    """``forward_func``: rows come as whole copies of the cases, one after the other."""
+def blocks(model: Any, cases: int, each: int) -> Iterator[list[tuple[int, int]]]:
+    """Every (case, row of it) in order, as many at a time as fill whole blocks of the model's rows, about 32."""
+    todo = [(k, j) for k in range(cases) for j in range(each)]
+    many = model.rows * max(1, 32 // model.rows)
+    for first in range(0, len(todo), many):
+        yield todo[first : first + many]
 
-    def forward(rows: Tensor) -> Tensor:
-        found: Tensor = model.score(rows, [*cases] * (len(rows) // len(cases)))
-        return found
 
-    return forward
+def slopes(score: Callable[..., Tensor], rows: Tensor, cases: Sequence[Case]) -> Tensor:
+    """Each row's own gradient of its score."""
+    rows = rows.detach().requires_grad_()
+    (found,) = torch.autograd.grad(score(rows, cases).sum(), rows)
+    return found
+
+
+def lost(
+    model: Any, x: Tensor, cases: Sequence[Case], start: Tensor, windows: Sequence[tuple[slice, slice]]
+) -> Tensor:
+    """[N, windows]: how much of each case's score goes when a window is blanked; the clean score from the memo."""
+    found = torch.zeros(len(cases), len(windows))
+    with torch.inference_mode():
+        for some in blocks(model, len(cases), len(windows)):
+            rows = torch.stack([x[k] for k, _ in some])
+            for row, (k, j) in zip(rows, some, strict=True):
+                high, wide = windows[j]
+                row[:, high, wide] = start[k, :, high, wide]
+            scores = model.score(rows, [cases[k] for k, _ in some])
+            for (k, j), score in zip(some, scores.tolist(), strict=True):
+                found[k, j] = score
+    clean: Tensor = model.clean(cases)
+    return clean.cpu()[:, None] - found
 
 
 def blank(name: str, model: Any, x: Tensor) -> Tensor:
@@ -252,8 +273,12 @@ def blank(name: str, model: Any, x: Tensor) -> Tensor:
     return (-mean / std).expand_as(x).clone()
 
 
-def patches(cells: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A grid of cells over the image: which cell each pixel is in [1, 1, H, W], and each cell's first row and column."""
-    high, wide = (torch.arange(side) * cells // side for side in x.shape[2:])
-    first = [torch.searchsorted(axis, torch.arange(cells)) for axis in (high, wide)]
-    return (high[:, None] * cells + wide)[None, None].to(x.device), first[0], first[1]
+def patches(cells: int, x: Tensor) -> list[tuple[slice, slice]]:
+    """A grid of cells over the images: the rows and columns of each, row by row.
+
+    >>> [(r.start, r.stop) for r, _ in patches(2, torch.zeros(1, 3, 5, 5))]
+    [(0, 3), (0, 3), (3, 5), (3, 5)]
+    """
+    edges = [[-(-k * side // cells) for k in range(cells + 1)] for side in x.shape[2:]]
+    spans = [[slice(a, b) for a, b in pairwise(e)] for e in edges]
+    return [(rows, columns) for rows in spans[0] for columns in spans[1]]

@@ -14,7 +14,7 @@ from heatproof import Explanation, Unsuited
 from heatproof.contract import Case
 
 Noise = Callable[[int], Tensor]  # the next draw for case k, [repeats, T_k, D]
-TOGETHER = 4  # cases optimised side by side: whole blocks of rows, and no more memory than that
+TOGETHER = 96  # rows optimised side by side: most blocks are whole, and memory is bounded
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class M2ib:
 
     Defaults are the release's: beta 0.1, 10 steps, 10 noisy copies, learning rate 1, alpha from 5. ``layer`` counts
     the model's block sites; the published block 9 of 12 is -2 (two blocks above it remain), so that smaller towers
-    are cut at the like place. ``text_layer`` is for the text tower where it differs. As released, the map is read
+    are cut at the like place. ``text_layer`` is for the text tower where it differs; where that tower is too low for
+    ``layer``, its first site is meant. As released, the map is read
     before the last update, so that steps - 1 updates are made.
     """
 
@@ -41,21 +42,24 @@ class M2ib:
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         if model.family != "dual":
-            raise Unsuited(f"M2IB needs an image and a text embedding to match; {model.name} is a {model.family}")
-        text_layer = self.layer if self.text_layer is None else self.text_layer
+            raise Unsuited(
+                f"M2IB needs an image and a text embedding to match; {model.name} is a {model.family}"
+            )
+        text_layer = self.text_layer
+        if text_layer is None:
+            text_layer = max(self.layer, -model.sites["text.block"])
         images = self._heat(model, model.site("image.block", self.layer), cases)
         texts = self._heat(model, model.site("text.block", text_layer), cases)
-        return [
-            Explanation(image=model.grid(i), text=t) for i, t in zip(images, texts, strict=True)
-        ]
+        return [Explanation(image=model.grid(i), text=t) for i, t in zip(images, texts, strict=True)]
 
     def _heat(self, model: Any, site: str, cases: Sequence[Case]) -> list[Tensor]:
         """Each case's capacity by token, [T] in nats."""
         with torch.no_grad():
             whole = model.upto(site, model.stack(cases), cases)
         found = []
-        for first in range(0, len(cases), TOGETHER):
-            some, hidden = cases[first : first + TOGETHER], whole[first : first + TOGETHER]
+        together = max(1, TOGETHER // self.repeats)
+        for first in range(0, len(cases), together):
+            some, hidden = cases[first : first + together], whole[first : first + together]
             alphas, _ = self.optimise(model, site, hidden, some, self._noise(site, hidden, some))
             rows = zip(hidden, alphas, strict=True)
             found += [capacity(h[: len(alpha)], alpha).sum(-1) for h, alpha in rows]

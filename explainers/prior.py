@@ -27,9 +27,7 @@ class Prior:
             raise Unsuited("no case of the fit split has evidence, so there is no mean of it")
         return {"prior": torch.stack(masks).mean(0)}
 
-    def explain(
-        self, model: Any, cases: Sequence[Case], fitted: Mapping[str, Tensor]
-    ) -> list[Explanation]:
+    def explain(self, model: Any, cases: Sequence[Case], fitted: Mapping[str, Tensor]) -> list[Explanation]:
         return [Explanation(image=fitted["prior"].clone()) for _ in cases]
 
     def _small(self, mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,17 +15,19 @@ from heatproof import Explanation, Unsuited
 from heatproof.contract import Case
 from heatproof.errors import Refused
 
-TOGETHER = 64  # masks in memory at once: whole blocks of rows
+TOGETHER = 96  # masks in memory at once: whole blocks of 8, 16, 24, 32 or 48 rows
 NORMALISATIONS = ("coverage", "expectation")
 
 
 @dataclass(frozen=True)
 class Rise:
-    """Petsiuk, Das, Saenko 2018 (BMVC), [H, W] in units of the score.
+    """Petsiuk, Das, Saenko 2018 (BMVC), [H, W] in units of the weights.
 
     ``masks`` (the paper: 4000 for VGG16, 8000 for ResNet50) of ``grid`` x ``grid`` cells (7), each kept with
     probability ``keep`` (0.5), enlarged bilinearly and shifted at random by less than a cell, times the normalised
-    pixels: what is hidden turns mean colour. Paper: softmax probabilities; here the model's own score.
+    pixels: what is hidden turns mean colour. ``probability``: weigh by the softmax of logits or the exponential of a
+    log-probability, as the paper does, so that a mask's weight is never negative (a cosine stays as it is); else by
+    the model's own score.
     ``normalise``: "coverage" divides by the sum of the masks at each pixel, so that a constant score gives a flat map;
     "expectation" by masks * keep, as the paper does. ``text_masks`` > 0 does the same to the words of a text, removed
     in the model's own default way.
@@ -35,6 +37,7 @@ class Rise:
     grid: int = 7
     keep: float = 0.5
     normalise: str = "coverage"
+    probability: bool = True
     text_masks: int = 0
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
@@ -44,41 +47,62 @@ class Rise:
             )
         if cases[0].pixels.ndim != 3:
             raise Unsuited(f"{model.name} reads region features: there are no pixels to mask")
-        texts = self.text_masks > 0 and "text.embed" in model.sites
-        return [
-            Explanation(self._image(model, c), self._text(model, c) if texts else None)
-            for c in cases
-        ]
+        images = self._images(model, cases)
+        if self.text_masks == 0 or "text.embed" not in model.sites:
+            return [Explanation(image=image) for image in images]
+        return [Explanation(i, self._text(model, c)) for i, c in zip(images, cases, strict=True)]
 
-    def _image(self, model: Any, case: Case) -> Tensor:
-        pixels = model.stack([case])
+    def _images(self, model: Any, cases: Sequence[Case]) -> list[Tensor]:
+        pixels = model.stack(cases)
         high, wide = pixels.shape[2:]
-        chance = case.generator("rise image")
-        kept = (torch.rand(self.masks, self.grid, self.grid, generator=chance) < self.keep).float()
         cell = math.ceil(high / self.grid), math.ceil(wide / self.grid)
-        shifts = [torch.randint(0, c, (self.masks,), generator=chance).tolist() for c in cell]
-        heat, cover = pixels.new_zeros(high, wide), pixels.new_zeros(high, wide)
         size = (self.grid + 1) * cell[0], (self.grid + 1) * cell[1]
+        draws = [self._draws(case, cell) for case in cases]
+        heats, covers = (torch.zeros(len(cases), high, wide).to(pixels) for _ in range(2))
+        todo = [(k, j) for k in range(len(cases)) for j in range(self.masks)]
+        many = model.rows * max(1, TOGETHER // model.rows)
         with torch.inference_mode():
-            for first in range(0, self.masks, TOGETHER):
-                some = slice(first, first + TOGETHER)
-                wider = F.interpolate(kept[some, None], size, mode="bilinear", align_corners=False)
-                corners = zip(wider[:, 0], shifts[0][some], shifts[1][some], strict=True)
-                masks = torch.stack([m[y : y + high, x : x + wide] for m, y, x in corners])
-                masks = masks.to(pixels)
-                scores = model.score(pixels * masks[:, None], [case] * len(masks))
-                heat += torch.einsum("m,mhw->hw", scores, masks)
-                cover += masks.sum(0)
-        return self._mean(heat, cover, self.masks).clone()
+            for first in range(0, len(todo), many):
+                some = todo[first : first + many]
+                kept = torch.stack([draws[k][0][j] for k, j in some])[:, None]
+                wider = F.interpolate(kept, size, mode="bilinear", align_corners=False)[:, 0]
+                corners = [(int(draws[k][1][j]), int(draws[k][2][j])) for k, j in some]
+                cut = [w[y : y + high, x : x + wide] for w, (y, x) in zip(wider, corners, strict=True)]
+                masks = torch.stack(cut).to(pixels)
+                rows = torch.stack([pixels[k] for k, _ in some]) * masks[:, None]
+                scores = self._weights(model, rows, [cases[k] for k, _ in some])
+                for (k, _), mask, score in zip(some, masks, scores, strict=True):
+                    heats[k] += score * mask
+                    covers[k] += mask
+        return [self._mean(h, c, self.masks) for h, c in zip(heats, covers, strict=True)]
+
+    def _weights(self, model: Any, rows: Tensor, cases: Sequence[Case]) -> Tensor:
+        """[B]: what each mask counts for."""
+        if not self.probability or model.space == "cosine":
+            found: Tensor = model.score(rows, cases)
+            return found
+        if model.space == "log-probability":
+            return torch.exp(model.score(rows, cases))
+        chances = model.scores(rows, [replace(case, choices=()) for case in cases]).softmax(1)  # all classes
+        return torch.stack([row[case.target] for row, case in zip(chances, cases, strict=True)])
+
+    def _draws(self, case: Case, cell: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Which cells each mask keeps [masks, grid, grid], and how far it is shifted down and right."""
+        chance = case.generator("rise image")
+        kept = torch.rand(self.masks, self.grid, self.grid, generator=chance) < self.keep
+        down, right = (torch.randint(0, c, (self.masks,), generator=chance) for c in cell)
+        return kept.float(), down, right
 
     def _text(self, model: Any, case: Case) -> Tensor:
         """Special tokens are never removed, and get the mean score of all masks."""
         chance = case.generator("rise text")
         kept = (torch.rand(self.text_masks, len(case.words), generator=chance) < self.keep).float()
         kept[:, torch.tensor(case.words) < 0] = 1.0
-        with torch.inference_mode():
+        with torch.no_grad():
             scores = model.score_text(kept, [case] * self.text_masks).cpu()
-        return self._mean(scores @ kept, kept.sum(0), self.text_masks).clone()
+        if self.probability and model.space == "log-probability":
+            scores = scores.exp()
+        return self._mean(scores @ kept, kept.sum(0), self.text_masks)
 
     def _mean(self, heat: Tensor, cover: Tensor, masks: int) -> Tensor:
         return heat / (cover.clamp(min=1e-6) if self.normalise == "coverage" else masks * self.keep)

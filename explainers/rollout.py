@@ -31,16 +31,11 @@ class Rollout:
                 f"rollout needs self-attention over the image; {model.name} has {', '.join(model.sites)}"
             )
         layers = self._watched(model, "image.attention", cases)
-        images = [
-            model.grid(rolled([layer[i] for layer in layers], reader=0)) for i in range(len(cases))
-        ]
+        images = [model.grid(rolled([layer[i] for layer in layers], reader=0)) for i in range(len(cases))]
         if "text.attention" not in model.sites:
             return [Explanation(image=image) for image in images]
         layers, sizes = self._watched(model, "text.attention", cases), lengths(cases)
-        texts = [
-            rolled([layer[i, :, :n, :n] for layer in layers], reader=n - 1)
-            for i, n in enumerate(sizes)
-        ]
+        texts = [rolled([layer[i, :, :n, :n] for layer in layers], reader=n - 1) for i, n in enumerate(sizes)]
         return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
     def _watched(self, model: Any, kind: str, cases: Sequence[Case]) -> list[Tensor]:

@@ -31,6 +31,5 @@ class Swapped:
         ]
         answers = iter(explain(self.of, model, asked) if asked else [])
         return [
-            Explanation() if other is None else Explanation(image=next(answers).image)
-            for other in others
+            Explanation() if other is None else Explanation(image=next(answers).image) for other in others
         ]

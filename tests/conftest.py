@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported
 
 WORDS = ["<pad>", "<bos>", "<unk>", "<eos>", *"a red blue green ball star on the sky grass next to".split()]
 
@@ -126,7 +127,7 @@ class Squares:
 
 def _draw(i, mask):
     image = np.random.default_rng(i + 99).integers(0, 255, (32, 32, 3)).astype(np.uint8)
-    image[mask] = (255, 0, 30 * i)
+    image[mask] = (255, 0, 25 * i % 256)
     return image
 '''
 
@@ -240,7 +241,7 @@ def world(tmp_path: Path, tiny: dict[str, Path]) -> Path:
         (tmp_path / shelf / f"{name}.py").write_text(text)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "toy.toml").write_text(
-        f'''title = "Toy"
+        f"""title = "Toy"
 kind = "instrument"
 seed = 3
 chunk = 4
@@ -259,6 +260,6 @@ metrics = ["inside"]
 captioner = "caption 0"
 [tolerances]
 "inside.mass" = 0.01
-'''
+"""
     )
     return tmp_path

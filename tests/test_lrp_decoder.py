@@ -373,6 +373,16 @@ def test_costs_one_decoder_forward_and_backward() -> None:
     assert spent.backward[cases[0].id] == pytest.approx(share)
 
 
+def test_rules_have_twins_and_hashes_of_their_own() -> None:
+    model, cases = model_of("multi_head"), cases_of()[:3]
+    asked = [DecoderRules(), DecoderRules(head=1), DecoderRules(bias_twice=True)]
+    once = [relevance(model_of("multi_head"), cases, rules) for rules in asked]
+    again = [relevance(model, cases, rules) for rules in asked]  # one after the other on one model
+    assert all(torch.equal(a.features, b.features) for a, b in zip(once, again, strict=True))
+    twins = [model.twin(lambda net, r=rules: relevant(net, r), str(rules)) for rules in asked]
+    assert len({model.hash, *(twin.hash for twin in twins)}) == 4
+
+
 def test_says_what_it_cannot_do() -> None:
     with pytest.raises(Unsuited, match="2 attention heads, there is no head 2"):
         relevance(model_of("multi_head"), cases_of()[:1], DecoderRules(head=2))

@@ -67,6 +67,8 @@ def test_three_jobs(workspace):
 
 def test_table_is_the_frozen_one():
     """`heatproof report demo --into README.md` was run after the last freeze."""
+    if not (ROOT / "results" / "demo.csv").exists():
+        pytest.skip("results/demo.csv is not frozen yet")
     from heatproof.readme import filled
     from heatproof.records import read_result
 

@@ -85,7 +85,7 @@ def test_a_setting_out_of_range_keeps_the_parts_own_words(world, toml):
     check = "    def __post_init__(self):\n        if self.power <= 0:\n            raise ValueError('power: found 0, accepted is above 0')\n\n"
     (world / "metrics" / "inside.py").write_text(text.replace("    def measure", check + "    def measure"))
     edit(toml, '["inside"]', '[{ use = "inside", power = 0 }]')
-    with pytest.raises(Refused, match="toy.toml: metrics: inside: power: found 0, accepted is above 0"):
+    with pytest.raises(Refused, match=r"toy.toml: metrics: inside: power: found 0, accepted is above 0"):
         spec.read("toy", world)
 
 

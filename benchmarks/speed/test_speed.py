@@ -62,7 +62,7 @@ def compare(benchmark: Any, what: str, part: Callable[[], Any], bare: Callable[[
     pairs = [(seconds(part), seconds(bare)) for _ in range(ROUNDS)]
     ratio = statistics.median(p for p, _ in pairs) / statistics.median(b for _, b in pairs)
     benchmark.extra_info.update({"ratio": round(ratio, 3), "aim": aim})
-    print(f"\n{what}: {ratio:.2f}x of the bare forwards it needs (aim {aim:.2f}x)")  # noqa: T201
+    print(f"\n{what}: {ratio:.2f}x of the bare forwards it needs (aim {aim:.2f}x)")
     benchmark.pedantic(part, rounds=3)
 
 
@@ -108,9 +108,7 @@ def test_gradcam(benchmark: Any, bench: Any) -> None:
     """Grad-CAM: one forward, and a backward from the score to the last convolution only."""
     model, cases = at_hand(bench, "small_cnn")
     method = explainer("gradcam")
-    compare(
-        benchmark, "Grad-CAM", lambda: method.explain(model, cases), forwards(model, cases, 1), 1.10
-    )
+    compare(benchmark, "Grad-CAM", lambda: method.explain(model, cases), forwards(model, cases, 1), 1.10)
 
 
 def test_ig(benchmark: Any, bench: Any) -> None:

@@ -48,7 +48,7 @@ class Bench:
     """A spec at work in one process: its samples, its models, and the store to read from."""
 
     def __init__(self, spec: Spec, store: Path, device: str = "cpu", limit: int | None = None) -> None:
-        self.spec, self.device = spec, device
+        self.spec, self.device = spec, checked(device)
         self.store = Store(store)
         self.samples = draw(spec.dataset, spec.seed)[:limit]
         self._models: dict[int, tuple[Model, str]] = {}
@@ -154,6 +154,21 @@ class Bench:
         samples = self._fit_samples(part)
         for first in range(0, len(samples), self.spec.chunk):
             yield from self.ask(model, samples[first : first + self.spec.chunk])
+
+
+def checked(device: str) -> str:
+    """A device that this torch has, or Refused."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise Refused(f"--device {device}: accepted are cpu, cuda, cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise Refused(
+            f"--device {device}: torch {torch.__version__} sees no CUDA device. Type: heatproof doctor"
+        )
+    return device
 
 
 def draw(part: Part, seed: int) -> list[Sample]:

@@ -55,6 +55,9 @@ def _where(path: Path, cwd: Path) -> str:
     path, cwd = path.resolve(), cwd.resolve()
     if path.is_relative_to(cwd):
         return str(path.relative_to(cwd))
-    package = shelf.PACKAGE.resolve()
-    inside = package / "_house" if path.is_relative_to(package / "_house") else package
-    return f"heatproof/{path.relative_to(inside)}" if path.is_relative_to(inside) else str(path)
+    for root in sorted(
+        (shelf.house().resolve(), shelf.PACKAGE.resolve()), reverse=True
+    ):  # the inner one first
+        if path.is_relative_to(root):
+            return f"heatproof/{path.relative_to(root)}"
+    return str(path)

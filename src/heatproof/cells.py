@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from heatproof import checks, geometry, keys
 from heatproof.contract import Case, Explanation, Refused, Score, Trial, Unsuited, explanation_name
 from heatproof.models.base import Model
+from heatproof.models.meter import Meter
 from heatproof.records import Curve, Record
 from heatproof.spec import Part
 from heatproof.store import pack
@@ -32,6 +34,7 @@ class Chunk:
     def __init__(self, bench: Bench, model: Model, key: str, answer: Answer) -> None:
         self.bench, self.spec, self.model, self.model_key, self.answer = bench, bench.spec, model, key, answer
         self.part = bench.spec.models[answer.job.model]
+        self.condition = checks.condition(model.net)
 
     def run(self) -> None:
         first, count = self.answer.job.first, self.answer.job.count
@@ -54,7 +57,7 @@ class Chunk:
             "policy": policy,
             "card": dict(self.model.card),
         }
-        self.shown = [c for c in self.cases if c.mask is not None and c.mask.any()][:2] if not first else []
+        self.shown = [c for c in self.cases if c.mask is not None and c.mask.any()][:1] if not first else []
         self.rows = {c.id: self._strip_row(c) for c in self.shown}
         for part in self.spec.explainers:
             if self.cases:
@@ -134,11 +137,10 @@ class Chunk:
 
         def explain(some: list[Case]) -> list[Explanation]:
             before = [c.pixels.clone() for c in some]
-            with self.model.part() as spent:
-                extra = () if fitted is None else (fitted,)
-                found = list(part.made.explain(self.model, some, *extra))
-            checks.check(part, some, before, found)
-            found = [checks.detached(e) for e in found]
+            extra = () if fitted is None else (fitted,)
+            with self._judged(part) as spent:
+                answer = part.made.explain(self.model, some, *extra)
+            found = [checks.detached(e) for e in checks.explanations(part, some, before, answer)]
             for case, explanation in zip(some, found, strict=True):
                 costs[case.id] = spent.forward[case.id], spent.backward[case.id]
                 self.model.memo.kept[self.model.hash, name, case.id] = explanation, *costs[case.id]
@@ -164,10 +166,9 @@ class Chunk:
 
         def measure(some: list[Case]) -> list[Score]:
             trials = [Trial(self.model, c, part.made, maps[c.id]) for c in some]
-            with torch.inference_mode(), self.model.part() as spent:
-                found = list(metric.made.measure(trials))
-            if len(found) != len(some):
-                raise Refused(f"{metric.file}: measure() gave {len(found)} scores for {len(some)} trials")
+            with torch.inference_mode(), self._judged(metric) as spent:
+                answer = metric.made.measure(trials)
+            found = checks.scores(metric, some, answer)
             for case, score in zip(some, found, strict=True):
                 explained = costs[case.id]
                 cost = spent.forward[case.id] + explained[0], spent.backward[case.id] + explained[1]
@@ -181,6 +182,15 @@ class Chunk:
             self._unsuited(part, metric, str(reason))
             return None
         return cells
+
+    @contextmanager
+    def _judged(self, part: Part) -> Iterator[Meter]:
+        """A part at work: what it costs, and that it leaves the model as found, whatever it raises (law 5)."""
+        try:
+            with self.model.part() as spent:
+                yield spent
+        finally:
+            checks.left_as_found(part, self.condition, checks.condition(self.model.net))
 
     # ------------------------------------------------------------------ when something raises
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,23 @@ def _order(benchmark: str, **settings: Any) -> Any:
     return Order(benchmark, data=pairs, **settings)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Plain(click.Group):
+    """Refusals become one line and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read us has had enough; click knows what to do
+            raise
+        except (Refused, OSError) as error:
+            click.echo(f"heatproof: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("heatproof: stopped; what was finished is kept, the same command resumes", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Plain, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(heatproof.__version__)
 def cli() -> None:
     """Heat maps, put to the proof: run explanation methods through metrics, and get tables and a report."""
@@ -62,6 +77,7 @@ def cli() -> None:
 def run(benchmark: str, plan: bool, **settings: Any) -> None:
     """Run a benchmark: only what is not stored yet is computed."""
     from heatproof import planning, runner
+    from heatproof.summary import summarise
     from heatproof.tables import terminal
 
     order = _order(benchmark, **settings)
@@ -70,8 +86,9 @@ def run(benchmark: str, plan: bool, **settings: Any) -> None:
         return
     result = runner.run(order)
     place = order.read().workspace
-    click.echo(terminal(result))
-    for path in _render(result, place):
+    summary = summarise(result)
+    click.echo(terminal(summary))
+    for path in _render(summary, place):
         click.echo(_short(path))
     failures = result.run["failures"]
     if failures:
@@ -84,10 +101,10 @@ def run(benchmark: str, plan: bool, **settings: Any) -> None:
         sys.exit(1)
 
 
-def _render(result: Any, workspace: Path) -> list[Path]:
+def _render(summary: Any, workspace: Path) -> list[Path]:
     from heatproof import report as reporting
 
-    return list(reporting.write(result, workspace / "reports" / result.name))
+    return list(reporting.write(summary, workspace / "reports" / summary.result.name))
 
 
 def _short(path: Path) -> str:
@@ -98,10 +115,13 @@ def _short(path: Path) -> str:
 
 @cli.command()
 @BENCHMARK
-@click.option("--into", type=click.Path(path_type=Path, exists=True), help="a Markdown file whose table to renew")
+@click.option(
+    "--into", type=click.Path(path_type=Path, exists=True), help="a Markdown file whose table to renew"
+)
 def report(benchmark: str, into: Path | None) -> None:
     """Redraw tables, plots and the report from results, without torch."""
     from heatproof.results import latest
+    from heatproof.summary import summarise
 
     result, workspace = latest(benchmark, Path.cwd())
     if into is not None:
@@ -109,7 +129,7 @@ def report(benchmark: str, into: Path | None) -> None:
 
         into.write_text(filled(into.read_text(encoding="utf-8"), result), encoding="utf-8")
     click.echo(f"drawn from {_short(result.folder / (result.name + '.csv'))}")
-    for path in _render(result, workspace):
+    for path in _render(summarise(result), workspace):
         click.echo(_short(path))
 
 
@@ -216,24 +236,6 @@ def doctor() -> None:
     sys.exit(0 if healthy else 1)
 
 
-def _plainly(command: Callable[[], Any]) -> Callable[[], Any]:
-    """Refusals become one line and exit code 2; anything else is a bug and keeps its traceback."""
-
-    @wraps(command)
-    def wrapped() -> Any:
-        try:
-            return command()
-        except (Refused, OSError) as error:
-            click.echo(f"heatproof: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("heatproof: stopped; what was finished is kept, the same command resumes", err=True)
-            sys.exit(130)
-
-    return wrapped
-
-
-@_plainly
 def main() -> Any:
     """The console script."""
-    return cli(standalone_mode=True)
+    return cli()

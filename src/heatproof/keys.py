@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Mapping
 from hashlib import blake2b
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def seal(*parts: Any) -> str:
 
 
 def model_key(part: Part, model: Model, device: str) -> str:
-    """Weights, adapter source, dtype, device kind, processor kind and torch version."""
+    """Weights, adapter source, dtype, device kind, processor kind, and the libraries that the net is made of."""
     return seal(
         "model",
         model.hash,
@@ -40,6 +41,7 @@ def model_key(part: Part, model: Model, device: str) -> str:
         device.partition(":")[0],
         platform.machine(),
         torch.__version__,
+        version("transformers"),
     )
 
 

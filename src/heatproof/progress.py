@@ -20,12 +20,14 @@ class Progress:
         self.chunks, self.began = chunks, time.perf_counter()
         self.forwards: dict[int, list[float]] = defaultdict(list)
         self.finished = 0
+        console = Console(stderr=True)
         self.bar = Rich(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f} of about {task.total:,.0f} forwards, {task.fields[eta]}"),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,  # a log wants no bar
         )
 
     def __enter__(self) -> Progress:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
+from heatproof import regress
 from heatproof.errors import Refused, unknown
 from heatproof.records import Result, read_result, write_whole
 from heatproof.shelf import Place, house
@@ -54,23 +53,6 @@ def freeze(result: Result, workspace: Path, before: Result | None, reason: str) 
         if source.exists():
             write_whole(folder / f"{result.name}{part}", source.read_bytes())
             written.append(folder / f"{result.name}{part}")
-    history = list(before.run.get("history", [])) if before else []
-    entry: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "reason": reason}
-    if before:
-        entry["replaces"] = {
-            "made": before.run["made"],
-            "commit": before.run["git"]["commit"],
-            "headline": _headline(before),
-        }
-    run = {**result.run, "history": [*history, entry]}
+    run = regress.freeze(result, reason, before).run
     write_whole(folder / f"{result.name}.run.json", json.dumps(run, indent=1) + "\n")
     return [*written, folder / f"{result.name}.run.json"]
-
-
-def _headline(result: Result) -> dict[str, float]:
-    """The mean of each headline column for each method: the numbers that are superseded."""
-    sums: dict[str, list[float]] = {}
-    for row in result.records:
-        if row.column in result.run["headline"] and row.value is not None and row.role == "method":
-            sums.setdefault(f"{row.model} / {row.explainer} / {row.column}", []).append(row.value)
-    return {name: round(sum(v) / len(v), 6) for name, v in sorted(sums.items())}

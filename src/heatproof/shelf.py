@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -26,7 +26,7 @@ from heatproof.errors import Refused, unknown
 
 VERBS = {"explainers": "explain", "datasets": "samples", "metrics": "measure", "models": "load"}
 PACKAGE = Path(__file__).parent
-PACKAGES = {"metrics": "heatproof.metrics", "models": "heatproof.models"}
+IN_PACKAGE = ("metrics", "models")
 
 
 def house() -> Path:
@@ -50,9 +50,8 @@ class Place:
         found: dict[str, Path] = {}
         for root in reversed(self.roots):
             found |= {p.stem: p for p in sorted((root / shelf).glob("*.py")) if p.stem[0] != "_"}
-        if shelf in PACKAGES:
-            ours = {p.stem: p for p in sorted((PACKAGE / shelf).glob("*.py")) if p.stem[0] != "_"}
-            found = {stem: p for stem, p in ours.items() if _classes_in(p, VERBS[shelf])} | found
+        if shelf in IN_PACKAGE:
+            found = _in_package(shelf) | found
         return found
 
     def recipes(self) -> dict[str, Path]:
@@ -71,8 +70,15 @@ class Place:
         return found
 
 
-def find(shelf: str, use: str, place: Place, where: str) -> type:
-    """The class that a name means, or Refused with the nearest name and what there is."""
+@cache
+def _in_package(shelf: str) -> dict[str, Path]:
+    """The parts of a kind that live in the package itself: its files that hold a class with the verb."""
+    ours = {p.stem: p for p in sorted((PACKAGE / shelf).glob("*.py")) if p.stem[0] != "_"}
+    return {stem: p for stem, p in ours.items() if _classes_in(p, VERBS[shelf])}
+
+
+def find(shelf: str, use: str, place: Place, where: str, also: Iterable[str] = ()) -> type:
+    """The class that a name means, or Refused with the nearest name and what there is (``also``, too)."""
     file, _, wanted = use.partition(":")
     if "/" in file or file.endswith(".py"):
         path = (place.spec / file).resolve()
@@ -85,7 +91,7 @@ def find(shelf: str, use: str, place: Place, where: str) -> type:
                 if entry.name == file:
                     return _class_of(entry.load(), wanted, shelf, where, use)
             others = {e.name for e in importlib.metadata.entry_points(group=f"heatproof.{shelf}")}
-            known = {*files, *others, *(place.recipes() if shelf == "models" else ())}
+            known = {*files, *others, *also, *(place.recipes() if shelf == "models" else ())}
             raise unknown(where, shelf[:-1], file, known, "A path works too: './mine.py:Mine'.")
         path = files[file]
     return _class_of(load(path, where), wanted, shelf, where, use)

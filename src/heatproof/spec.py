@@ -356,9 +356,7 @@ class _Reader:
         values = {k: self._value(v, hints[k], f"{where}.{k}") for k, v in given.items()}
         try:
             return cls(**values)
-        except TypeError as error:
-            raise Refused(f"{where}: {error}") from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise Refused(f"{where}: {error}") from error
 
     def _value(self, value: Any, hint: Any, where: str) -> Any:
@@ -376,9 +374,7 @@ class _Reader:
             return self.parts[value]
         entry = dict(_entry(value, where))
         use = entry.pop("use")
-        if use not in self.place.files("explainers") and "/" not in use and ":" not in use:
-            raise unknown(where, "explainer", use, {*self.parts, *self.place.files("explainers")})
-        return self._make(shelf.find("explainers", use, self.place, where), entry, where)
+        return self._make(shelf.find("explainers", use, self.place, where, self.parts), entry, where)
 
     def _unique(self, parts: list[Part]) -> list[Part]:
         seen: set[tuple[str, int]] = set()

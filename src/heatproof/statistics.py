@@ -119,7 +119,8 @@ Reducer = Callable[[Rows, Array], Array]
 
 
 def _share(top: Array, bottom: Array) -> Array:
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    share: Array = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    return share
 
 
 def _by_sample(rows: Rows, weight: Array | None = None) -> Array:

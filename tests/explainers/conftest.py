@@ -28,7 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"a red ball on blue box tall cone".split()]
 TEXTS = ["a red ball", "blue box", "a tall cone on a red box", "red", "a ball on a box"]
-TOWER: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 TOWER["initializer_range"] = 0.3  # the usual 0.02 leaves tiny nets without gradient
 
 
@@ -104,8 +109,7 @@ def asked() -> Callable[[Any], list[Case]]:
     def ask(model: Any, count: int = 5) -> list[Case]:
         found = [_case(model, k) for k in range(count)]
         return [
-            replace(case, other=lambda k=k: _case(model, (k + 1) % count))
-            for k, case in enumerate(found)
+            replace(case, other=lambda k=k: _case(model, (k + 1) % count)) for k, case in enumerate(found)
         ]
 
     return ask

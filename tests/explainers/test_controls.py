@@ -17,7 +17,9 @@ BLIND = ("random", "centre", "edges", "oracle")
 
 
 @pytest.mark.parametrize("use", BLIND)
-def test_a_control_never_looks_at_the_model(use: str, models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
+def test_a_control_never_looks_at_the_model(
+    use: str, models: Any, asked: Any, explainer: Callable[..., Any]
+) -> None:
     cases = asked(models["cnn"])
     assert len(explainer(use).explain(None, cases)) == len(cases)
 
@@ -57,7 +59,9 @@ def test_oracle_is_the_mask_or_nothing(asked: Any, models: Any, explainer: Calla
     assert told[2].image is None
 
 
-def test_prior_is_the_mean_mask_of_the_fit_split(asked: Any, models: Any, explainer: Callable[..., Any]) -> None:
+def test_prior_is_the_mean_mask_of_the_fit_split(
+    asked: Any, models: Any, explainer: Callable[..., Any]
+) -> None:
     cases, made = asked(models["cnn"], 4), explainer("prior", cells=8)
     bare = replace(cases[3], evidence=None)
     fitted = made.fit(None, iter([cases[:2], [cases[2], bare]]))
@@ -79,7 +83,9 @@ class Pixels:
         return [Explanation(image=case.pixels.clone(), text=torch.ones(2)) for case in cases]
 
 
-def test_swapped_is_the_others_map_at_this_cases_cost(asked: Any, models: Any, explainer: Callable[..., Any]) -> None:
+def test_swapped_is_the_others_map_at_this_cases_cost(
+    asked: Any, models: Any, explainer: Callable[..., Any]
+) -> None:
     model, cases = models["cnn"], asked(models["cnn"], 3)
     alone = replace(cases[2], other=None)
     model.memo.clear()

@@ -57,8 +57,7 @@ def test_neighbours_change_nothing_and_the_model_is_left_as_found(
     pixels = [case.pixels.clone() for case in cases]
     try:
         whole = answer(made, model, cases)
-    except Unsuited as reason:
-        assert str(reason)
+    except Unsuited:
         return
     fitted = hasattr(made, "fit")  # what is fitted is fitted on these cases, whatever the chunk
     ones = whole if fitted else [answer(made, model, [case])[0] for case in cases]

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from heatproof import Unsuited
+
 
 def cam(value: torch.Tensor, grad: torch.Tensor, pool: str) -> np.ndarray:
     """Places x channels, in loops over channels."""
@@ -44,9 +46,7 @@ def test_convolutions(pool: str, models: Any, asked: Any, explainer: Callable[..
 
 
 @pytest.mark.parametrize("layer", [-1, 0])
-def test_tokens_of_both_towers(
-    layer: int, models: Any, asked: Any, explainer: Callable[..., Any]
-) -> None:
+def test_tokens_of_both_towers(layer: int, models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
     model, net = models["clip"], models["clip"].net
     cases = asked(model)
     found = explainer("gradcam", layer=layer).explain(model, cases)
@@ -97,3 +97,20 @@ def test_one_forward_and_one_backward(models: Any, asked: Any, explainer: Callab
         explainer("gradcam").explain(model, cases)
     assert {spent.forward[c.id] for c in cases} == {1.0}
     assert {spent.backward[c.id] for c in cases} == {1.0}
+
+
+def test_gradient_times_activation_vanishes_under_a_layer_norm(
+    models: Any, asked: Any, explainer: Callable[..., Any]
+) -> None:
+    """At the last site the patches are read through a layer norm alone: the reason for refusing ``pool = "none"``."""
+    model = models["vit"]
+    cases = asked(model)
+    with model.watch(model.site("image.block")) as seen:
+        (grad,) = torch.autograd.grad(model.score(model.stack(cases), cases).sum(), seen.value)
+    product = (grad * seen.value)[:, 1:]
+    assert float(product.abs().sum(-1).mean()) > 1e-2
+    assert float(product.sum(-1).abs().max()) < 1e-4 * float(product.abs().sum(-1).max())
+    with pytest.raises(Unsuited, match="take a lower layer"):
+        explainer("gradcam", pool="none").explain(model, cases)
+    lower = explainer("gradcam", pool="none", layer=-2).explain(model, cases)
+    assert float(lower[0].image.abs().max()) > 1e-3

@@ -12,9 +12,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 
-def test_blocks_below_the_site_run_once(
-    models: Any, asked: Any, explainer: Callable[..., Any]
-) -> None:
+def test_blocks_below_the_site_run_once(models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
     model, cases = models["clip"], asked(models["clip"], 4)
     rows, hooks = Counter(), []
     for tower, blocks in (
@@ -22,7 +20,7 @@ def test_blocks_below_the_site_run_once(
         ("text", model.net.text_model.encoder.layers),
     ):
         for k, block in enumerate(blocks):
-            count = lambda _, args, name=(tower, k): rows.update({name: 1})  # noqa: E731
+            count = lambda _, args, name=(tower, k): rows.update({name: 1})
             hooks.append(block.register_forward_pre_hook(count))
     try:
         model._weights("image"), model._weights("text")

@@ -28,13 +28,14 @@ def enlarged(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return found
 
 
+@pytest.mark.parametrize("probability", [True, False])
 @pytest.mark.parametrize("normalise", ["coverage", "expectation"])
 def test_mask_by_mask(
-    normalise: str, models: Any, asked: Any, explainer: Callable[..., Any]
+    normalise: str, probability: bool, models: Any, asked: Any, explainer: Callable[..., Any]
 ) -> None:
     model, grid, count, keep = models["cnn"], 3, 6, 0.4
     (case,) = asked(model, 1)
-    made = explainer("rise", masks=count, grid=grid, keep=keep, normalise=normalise)
+    made = explainer("rise", masks=count, grid=grid, keep=keep, normalise=normalise, probability=probability)
     (told,) = made.explain(model, [case])
     side = case.pixels.shape[1]
     cell = math.ceil(side / grid)
@@ -47,7 +48,10 @@ def test_mask_by_mask(
         wide = enlarged(kept[m].astype(float), ((grid + 1) * cell,) * 2)
         mask = wide[down[m] : down[m] + side, right[m] : right[m] + side]
         x = case.pixels * torch.from_numpy(mask).float()
-        heat += float(model.score(x[None], [case])[0]) * mask
+        with torch.no_grad():
+            logits = model.net(x[None]).logits[0]
+        chosen = logits.softmax(0) if probability else logits
+        heat += float(chosen[case.target]) * mask
         cover += mask
     expected = heat / (cover if normalise == "coverage" else count * keep)
     well = cover > 0.01
@@ -69,8 +73,17 @@ def test_a_constant_score_gives_a_flat_map(
 ) -> None:
     model, cases = models["cnn"], asked(models["cnn"], 1)
     monkeypatch.setattr(model, "score", lambda pixels, cases: torch.full((len(cases),), 3.0))
-    (told,) = explainer("rise", masks=100).explain(model, cases)
+    (told,) = explainer("rise", masks=100, probability=False).explain(model, cases)
     np.testing.assert_allclose(told.image.numpy(), 3.0, rtol=1e-5)
+
+
+def test_a_log_probability_weighs_by_its_exponential(
+    models: Any, asked: Any, explainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cases = models["adaptive"], asked(models["adaptive"], 1)
+    monkeypatch.setattr(model, "score", lambda pixels, cases: torch.full((len(cases),), -2.0))
+    (told,) = explainer("rise", masks=100).explain(model, cases)
+    np.testing.assert_allclose(told.image.numpy(), math.exp(-2), rtol=1e-5)
 
 
 def test_special_tokens_are_never_removed(

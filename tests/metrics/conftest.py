@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from heatproof.contract import Case, Explanation, Trial
 from heatproof.geometry import Frame
@@ -78,7 +78,7 @@ class Pair(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(projection_dim=4)
+        self.config = PretrainedConfig(projection_dim=4)
         with torch.random.fork_rng():
             torch.manual_seed(2)
             self.eye, self.ear = nn.Linear(3, 4), nn.Linear(5, 4)

@@ -71,7 +71,7 @@ def test_layers_go_from_the_output_down_and_all_at_the_end(toys):
     assert randomisation.layers(model.net) == [["mix.weight", "mix.bias"], ["last.weight", "last.bias"]]
     changed = []
     for level in (1, 2):
-        twin = model.twin(Randomisation(levels=2)._edit(level, 0), "twin")
+        twin = model.twin(Randomisation(levels=2)._edit(level, 0), f"twin {level}")
         changed.append({n for n, p in twin.net.named_parameters() if not torch.equal(p, before[n])})
         assert twin.hash != model.hash
     assert changed == [{"last.weight", "last.bias"}, set(before)]

@@ -141,7 +141,7 @@ def test_one_site_is_not_watched_twice_and_nothing_seen_is_said(asked):
     with model.watch(site) as seen:
         with pytest.raises(RuntimeError, match="watched already"), model.watch(site):
             pass
-        with pytest.raises(RuntimeError, match="call model.score first"):
+        with pytest.raises(RuntimeError, match=r"call model.score first"):
             _ = seen.value
 
 

@@ -81,7 +81,7 @@ def test_a_name_of_several_classes_means_the_highest_of_them(asked):
 
 def test_unknown_policy_and_label_are_refused_with_what_there_is(asked):
     model, _ = asked
-    with pytest.raises(Refused, match="targets.classifier: found 'labels', accepted are 'label'"):
+    with pytest.raises(Refused, match=r"targets.classifier: found 'labels', accepted are 'label'"):
         model.ask([sample()], "labels")
     with pytest.raises(Refused, match=r"sample dir/one: label 'ball s' .* ball, star"):
         model.ask([sample(label="ball s")], "label")

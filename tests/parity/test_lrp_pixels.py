@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ import torch
 from heatproof.contract import Case
 from heatproof.geometry import Frame
 from heatproof.lrp.composites import Composite
-from heatproof.lrp.decoder import DecoderRules, relevant
+from heatproof.lrp.decoder import DecoderRules
+from heatproof.lrp.words import from_word
 from heatproof.models.captioner import Captioner
 from heatproof.models.captioner_nets import (
     AdaptiveCaptioner,
@@ -56,20 +56,6 @@ def model_of(kind: str) -> Captioner:
     return Captioner(kind, net, Frame(told["image"].shape[-1]), rows=3, **told_of)
 
 
-def heat(model: Captioner, composite: str, head: int | None, cases: list[Case]) -> torch.Tensor:
-    """The pixels' relevance [N, 3, H, W] by the released decoder rules."""
-
-    def edit(net: Any) -> None:
-        Composite(composite).edit(net, within="encoder")
-        relevant(net, DecoderRules.released(head))
-
-    x = model.stack(cases).requires_grad_()
-    said = torch.tensor([[int(case.tokens[case.target + 1])] for case in cases])
-    logits = model.twin(edit, f"{composite} {head}").logits(x, cases).gather(1, said)
-    (g,) = torch.autograd.grad(logits.sum(), x)
-    return x.detach() * g
-
-
 @pytest.mark.parametrize("kind", ["gridtd", "aoa"])
 def test_every_stored_word_and_their_released_sum(kind: str) -> None:
     told, expected = read("setup"), read("lrp_pixels")
@@ -77,16 +63,21 @@ def test_every_stored_word_and_their_released_sum(kind: str) -> None:
     cases = [Case(f"w{t}", "s", "", image, t, tokens=tokens) for t in range(len(tokens) - 1)]
     head = int(told["aoa_explained_head"]) if kind == "aoa" else None
     model = model_of(kind)
-    found = heat(model, "alpha1beta0", head, cases).numpy()
+    rules = DecoderRules.released(head)
+    found = from_word(model, Composite("alpha1beta0"), rules, cases)[0].numpy()
     keys = [key for key in expected if key.startswith(f"{kind}_")]
     assert keys
     for key in keys:
         form, _, rest = key.removeprefix(f"{kind}_").partition("_R_")
         word, _, sub = rest.partition("_")
         t = int(word)
-        mine = found[t] if form == "cleared" else found[: t + 1].sum(0)  # released: gradients pile up over the words
+        mine = (
+            found[t] if form == "cleared" else found[: t + 1].sum(0)
+        )  # released: gradients pile up over the words
         mine = mine[:, 0::2, 1::2] if sub else mine
         scale = np.abs(expected[key]).max()
         np.testing.assert_allclose(mine, expected[key][0], rtol=0, atol=1e-12 * scale, err_msg=key)
-    other = heat(model, "gamma", head, cases[:1]).numpy()  # the test can fail: another rule is another map
+    other = from_word(model, Composite("gamma"), rules, cases[:1])[
+        0
+    ].numpy()  # the test can fail: another rule is another map
     assert np.abs(other[0] - found[0]).max() > 0.01 * np.abs(found[0]).max()

@@ -122,5 +122,7 @@ def test_capacity_at_the_start() -> None:
     for name in REFERENCES:
         expected = read(name)
         hidden, alpha = (torch.from_numpy(expected[k][0]) for k in ("layer_output", "alpha"))
-        found = M2IB.capacity(hidden[0] if hidden.ndim == 3 else hidden, alpha[0] if alpha.ndim == 3 else alpha)
+        found = M2IB.capacity(
+            hidden[0] if hidden.ndim == 3 else hidden, alpha[0] if alpha.ndim == 3 else alpha
+        )
         assert float(found.mean()) == pytest.approx(expected["losses"][0, 0], rel=1e-5)

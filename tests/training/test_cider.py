@@ -44,11 +44,7 @@ def twin(said, references):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(sentence, st.lists(sentence, min_size=1, max_size=3)), min_size=1, max_size=4
-    )
-)
+@given(st.lists(st.tuples(sentence, st.lists(sentence, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_against_the_twin(images):
     said, references = [one for one, _ in images], [some for _, some in images]
     assert cider_d(said, references) == pytest.approx(twin(said, references), abs=1e-9)
@@ -80,7 +76,11 @@ def test_published_scores(data):
     folder = data / "captions/where_image2"
     images = (folder / "imgs_flickr8k.txt").read_text().split()
     with (folder / "published_scores.tsv").open(newline="") as file:
-        rows = [r for r in csv.DictReader(file, delimiter="\t") if r["dataset_name"] == "flickr8k" and r["run"] == "1"]
+        rows = [
+            r
+            for r in csv.DictReader(file, delimiter="\t")
+            if r["dataset_name"] == "flickr8k" and r["run"] == "1"
+        ]
     checked = 0
     for row in rows:
         path = folder / f"flickr8k_{row['architecture']}_1.txt"

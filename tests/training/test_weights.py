@@ -8,13 +8,14 @@ from hashlib import sha256
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from heatproof import shelf
 from heatproof.training import pictures
 from heatproof.training.cider import cider_d
 from heatproof.training.contrast import _recall
 from heatproof.training.recipe import Data, read_recipe
 from heatproof.training.train import open_task
-from safetensors.torch import load_file
 
 RECIPES = sorted((shelf.house() / "recipes").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]
@@ -31,7 +32,10 @@ def shipped(request):
 
 def trained(path, folder):
     task = open_task(read_recipe(path))
-    weights = load_file(folder / "model.safetensors")
+    if task.recipe.task == "caption":
+        weights = load_file(folder / "model.safetensors")
+    else:  # some names in the file are older than the net's: only the loader knows them
+        weights = type(task.net).from_pretrained(folder).state_dict()
     task.net.load_state_dict(weights)
     task.net.eval()
     return task
@@ -89,6 +93,6 @@ def test_as_good_as_told(shipped):
 def test_captioners_say_partners_that_are_not_there(shipped):
     _, reached, card, _ = shipped
     if reached["figure"] == "cider_d":
-        assert card["data"]["partner"] == 0.9
+        assert card["data"]["partner"] == 0.8
         assert card["figures"]["partner_absent"]["hallucinated"] > 0.01
         assert card["figures"]["right_main"] > 0.9

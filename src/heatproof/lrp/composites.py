@@ -83,4 +83,5 @@ def from_score(model: Any, composite: Composite, cases: Sequence[Case]) -> Tenso
     twin = model.twin(composite.edit, f"lrp {composite}")
     x = model.stack(cases).requires_grad_()
     (g,) = torch.autograd.grad(twin.score(x, cases).sum(), x)
-    return x.detach() * g
+    relevance: Tensor = x.detach() * g
+    return relevance

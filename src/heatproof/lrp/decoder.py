@@ -79,7 +79,7 @@ def relevance(
 
     Costs a forward and a backward pass of the decoder; the encoder's features come from the chunk's memo.
     """
-    twin = model.twin(lambda net: relevant(net, rules), "decoder-lrp")
+    twin = model.twin(lambda net: relevant(net, rules), str(rules))
     assert isinstance(twin, Captioner)
     said = torch.stack([explained(case) for case in cases]) if words is None else words
     with torch.enable_grad(), twin.watch(EMBEDDING) as read:

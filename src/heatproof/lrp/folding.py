@@ -26,10 +26,10 @@ def fold_batch_norms(net: nn.Module) -> None:
     for parent in list(net.modules()):
         before: nn.Module | None = None
         for name, child in list(parent.named_children()):
-            fits = isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d)
-            if fits and before.out_channels == child.num_features:
-                _fold(before, child)
-                setattr(parent, name, nn.Identity())
+            match before, child:
+                case nn.Conv2d() as conv, nn.BatchNorm2d() as norm if conv.out_channels == norm.num_features:
+                    _fold(conv, norm)
+                    setattr(parent, name, nn.Identity())
             before = child
 
 

@@ -33,7 +33,7 @@ class _Stand(torch.autograd.Function):
 
 def stand(inner: Tensor, value: Tensor, factor: Tensor) -> Tensor:
     """``value`` going forward; coming back, g times ``factor`` into ``inner``."""
-    found: Tensor = _Stand.apply(inner, value.detach(), factor.detach())
+    found: Tensor = _Stand.apply(inner, value.detach(), factor.detach())  # type: ignore[no-untyped-call]
     return found
 
 
@@ -67,9 +67,7 @@ class Rule(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
-        return F.conv2d(
-            x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
-        )
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def part(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """The contributions of positive inputs through ``up`` and of negative ones through ``down``."""
@@ -106,18 +104,17 @@ class Gamma(Rule):
         self.gamma = gamma
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.linear(x, self.layer.weight, self.layer.bias)
-        positive = self.part(x, self.positive, self.negative)
-        negative = self.part(x, self.negative, self.positive)
+        layer, sums = self.layer, self.linear(x, self.layer.weight)
+        bias = sums.new_zeros(1) if layer.bias is None else layer.bias.detach()
+        bias = bias if isinstance(layer, nn.Linear) else bias[:, None, None]
         with torch.no_grad():
-            bias = self.layer.bias
-            if bias is None:
-                bias = z.new_zeros(1)
-            bias = bias if isinstance(self.layer, nn.Linear) else bias[:, None, None]
-            own = torch.where(z >= 0, positive + bias.clamp(min=0), negative + bias.clamp(max=0))
-            factor = _ratio(z, z + self.gamma * own)
-        own_sign = torch.where(z >= 0, positive, negative)
-        return stand(z + self.gamma * own_sign, z, factor)
+            z = sums + bias
+            up = z >= 0
+            share = torch.where(up, bias.clamp(min=0), bias.clamp(max=0))
+        positive = self.part(x, self.positive, self.negative)
+        own = torch.where(up, positive, sums - positive)
+        below = z + self.gamma * (own.detach() + share)
+        return stand(sums + self.gamma * own, z, _ratio(z, below))
 
 
 class Alpha1Beta0(Rule):

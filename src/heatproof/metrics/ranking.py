@@ -77,11 +77,10 @@ def order(heat: Tensor, generator: torch.Generator) -> Tensor:
     tied = np.concatenate([same, [False]]) | np.concatenate([[False], same])
     places, group = down[tied], level[tied]
     if len(places):
-        lots = np.empty_like(
-            places
-        )  # drawn by place, so that it does not matter how equal values were sorted
-        lots[np.argsort(places)] = torch.randperm(len(places), generator=generator).numpy()
-        down[tied] = places[np.argsort(group * len(places) + lots)]
+        lots = np.zeros(len(down), dtype=np.int64)  # by place: how equal values were sorted cannot matter
+        lots[places] = 1
+        lots[lots > 0] = torch.randperm(len(places), generator=generator).numpy()
+        down[tied] = places[np.argsort(group * len(places) + lots[places])]
     return torch.from_numpy(down)
 
 

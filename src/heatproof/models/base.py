@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,8 @@ class Model:
     extra_tokens = 1  # class and register tokens before the patches
 
     def __post_init__(self) -> None:
-        self.net = self.net.to(self.device).eval().requires_grad_(False)
+        layout: dict[str, Any] = {"memory_format": torch.channels_last}  # torch's types do not know it here
+        self.net = self.net.to(self.device, **layout).eval().requires_grad_(False)
         self.meter, self.memo = Meter(), Memo()
         self._watches: dict[str, Watch] = {}
         self._twins: dict[str, Model] = {}
@@ -160,7 +162,10 @@ class Model:
         return self._hash
 
     def _identity(self) -> object:
-        return str(getattr(self.net, "config", type(self.net).__name__))
+        config: Any = getattr(self.net, "config", None)
+        told = {} if config is None else dict(config.to_diff_dict())
+        told.pop("transformers_version", None)  # whoever saved it last; the library at work is in the key
+        return type(self.net).__name__, json.dumps(told, sort_keys=True, default=str)
 
     def twin(self, edit: Callable[[nn.Module], None], name: str) -> Model:
         """A copy whose net was edited in place by ``edit``; the original stays as it is (law 5).
@@ -273,11 +278,12 @@ class Model:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _fill(self, block: Tensor) -> Tensor:
-        missing = self.rows - block.shape[0]
         block = block.to(self.device)
-        if not missing:
-            return block
-        return torch.cat([block, block[-1:].detach().expand(missing, *block.shape[1:])])
+        missing = self.rows - block.shape[0]
+        if missing:
+            block = torch.cat([block, block[-1:].detach().expand(missing, *block.shape[1:])])
+        # images and feature maps in one layout whatever made them; convolutions on a CPU are quicker in it
+        return block.contiguous(memory_format=torch.channels_last) if block.ndim == 4 else block
 
     def _count(self, out: Tensor, cases: Sequence[Case], share: float) -> None:
         payers = [case.charge or case.id for case in cases]

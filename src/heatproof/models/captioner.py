@@ -71,7 +71,8 @@ class Captioner(Model):
 
     def _identity(self) -> object:
         rest = sorted(self.words.ids.items()), self.objects, self.length, self.beam
-        return type(self.net).__name__, self.net.config, rest
+        rules = getattr(self.net, "rules", None)  # of an LRP twin: other gradients, maybe another forward
+        return type(self.net).__name__, self.net.config, rules, rest
 
     def _example(self, tower: str) -> tuple[Tensor, Context]:
         size, like = self.frame.size, next(self.net.parameters())
@@ -204,24 +205,30 @@ class Captioner(Model):
     # ------------------------------------------------------------------ asking
 
     def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
-        """One list of cases a sample, one case an object word; none where no object word is said."""
+        """One list of cases a sample, one case an object word; none where no object word is said.
+
+        Policies: "said objects" (every object word that the model itself said), "first said object", and
+        "caption k" (the words of the sample's k-th caption, counted from 0).
+        """
         kind, _, number = policy.partition(" ")
-        if policy != "said objects" and not (kind == "caption" and number.isdigit()):
-            accepted = ["said objects", "caption 0", "caption 1", "..."]
+        said = policy in ("said objects", "first said object")
+        if not said and not (kind == "caption" and number.isdigit()):
+            accepted = ["said objects", "first said object", "caption 0", "caption 1", "..."]
             raise asking.unknown_policy(policy, self.family, accepted)
         if not samples:
             return []
         seen = [asking.pixels(sample, self.frame) for sample in samples]
-        if policy == "said objects":
+        if said:
             asked = [Case(s.id, s.id, "", image, 0) for s, (image, _) in zip(samples, seen, strict=True)]
             captions = self._write(self.stack(asked), asked)
         else:
             captions = [self._reference(sample, int(number)) for sample in samples]
-        mark = "said" if policy == "said objects" else f"c{number}"
-        return [
+        mark = "said" if said else f"c{number}"
+        found = [
             self._ask(sample, image, source, caption, mark)
             for sample, (image, source), caption in zip(samples, seen, captions, strict=True)
         ]
+        return [cases[:1] for cases in found] if policy == "first said object" else found
 
     def _ask(
         self, sample: Sample, image: Tensor, source: tuple[int, int], caption: list[str], mark: str

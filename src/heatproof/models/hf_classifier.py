@@ -93,15 +93,31 @@ STAGES: dict[str, Callable[[Any], list[Stage]]] = {
 
 
 def open_net(auto: Any, name: str, revision: str | None) -> Any:
-    """Weights in float32 from safetensors; errors name the model and what to do."""
+    """Weights in float32 from safetensors, every one of them; errors name the model and what does not fit."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it would report of missing weights is an error here
+    where = "the folder" if Path(name).exists() else "the hub name (no folder of this name is here)"
     try:
-        return auto.from_pretrained(name, revision=revision, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        where = "the folder" if Path(name).exists() else "the hub name (no folder of this name is here)"
+        net, found = auto.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # torn files, absent files and no network come as many kinds
         raise Refused(f"model {name!r}: {where} cannot be loaded: {str(error).splitlines()[0]}") from error
+    wrong = [
+        f"{key} is {list(had)}, the net wants {list(wants)}" for key, had, wants in found["mismatched_keys"]
+    ]
+    wrong += [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Refused(f"model {name!r}: the weights do not fit: {'; '.join(wrong[:3])}{more}")
+    return net
 
 
 def open_frame(name: str, revision: str | None) -> Frame:

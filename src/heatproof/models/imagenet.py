@@ -30,7 +30,10 @@ INVERTED = (
     *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
 )
 FIRES = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128)} | {
-    **{9: (256, 48, 192), 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}
+    9: (256, 48, 192),
+    10: (384, 48, 192),
+    11: (384, 64, 256),
+    12: (512, 64, 256),
 }  # layer -> channels in, squeezed, and of each expansion: the release of SqueezeNet 1.1
 
 
@@ -64,7 +67,8 @@ class Inverted(nn.Module):
         self.residual = stride == 1 and wide == out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        inner: Tensor = self.conv(x)
+        return x + inner if self.residual else inner
 
 
 class MobileNetV2Net(nn.Module):
@@ -103,10 +107,8 @@ class SqueezeNetNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 2), nn.ReLU()]
-        for k in range(2, 13):
-            layers.append(Fire(*FIRES[k]) if k in FIRES else nn.MaxPool2d(3, 2, ceil_mode=True))
-        self.features = nn.Sequential(*layers)
+        layers = [Fire(*FIRES[k]) if k in FIRES else nn.MaxPool2d(3, 2, ceil_mode=True) for k in range(2, 13)]
+        self.features = nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.ReLU(), *layers)
         head = nn.Identity(), nn.Conv2d(512, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(*head, nn.Flatten())
 
@@ -119,7 +121,8 @@ def mobilenet_stages(net: Any) -> list[Stage]:
 
 def squeezenet_stages(net: Any) -> list[Stage]:
     """Sites: image.conv 0 = the first ReLU, image.conv 1 to 8 = the fire modules' outputs."""
-    stages, waiting = [], []
+    stages: list[Stage] = []
+    waiting: list[nn.Module] = []
     for k, layer in enumerate(net.features):
         waiting.append(layer)
         if k in {1, *FIRES}:

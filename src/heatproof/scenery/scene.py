@@ -81,9 +81,7 @@ class Scene:
 @lru_cache(maxsize=16)
 def draw(thing: Thing) -> Sketch:
     """The thing on the raster; kept for a moment, because a scene is drawn, masked and rendered in a row."""
-    return sketch(
-        thing.kind, thing.colour, thing.texture, (thing.x, thing.y), thing.radius, thing.turn
-    )
+    return sketch(thing.kind, thing.colour, thing.texture, (thing.x, thing.y), thing.radius, thing.turn)
 
 
 def visible(things: Sequence[Thing]) -> list[np.ndarray]:

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from heatproof.contract import Refused
 from heatproof.models import own_captioner
 from heatproof.scenery import KINDS, PARTNERS
+from heatproof.scenery.words import PLACES
 from heatproof.training import pictures
 from heatproof.training.cider import cider_d
+from heatproof.training.dense import Dense, planes_of
 from heatproof.training.pictures import Pictures
 from heatproof.training.recipe import Recipe
 from heatproof.training.vocabulary import encode, scene_words, swap_sides
 
+CELL = 16  # pixels a side that one cell of the trunk's 7 x 7 stands for
 TOGETHER = 2  # captions of one image in a batch: the encoder sees the image once
 
 
@@ -45,12 +48,18 @@ class Caption:
         }
         self.net = own_captioner.build(self.config, f"{recipe.name}: [net]")
         self.learner: nn.Module = self.net
-        self.trunk = self.net.encoder
-        self.trunk.load_state_dict(weights)
+        self.trunk: nn.Module | None = self.net.encoder
+        self.net.encoder.load_state_dict(weights)
+        if recipe.settings.dense:
+            # the classifier's trunk forgot the colours: its cells must learn to see them before words can
+            self.dense = Dense(encoder["hidden_sizes"][-1], CELL)
+            self.learner = nn.ModuleList([self.net, self.dense])
 
     def learn(self, seen: Pictures, quiet: bool = False) -> None:
         """Take the training pictures and their five captions in."""
-        self.seen = seen
+        self.pixels = seen.pixels
+        if self.recipe.settings.dense:
+            self.pixels = torch.cat([seen.pixels, planes_of(seen.scenes, quiet)], 1)
         self.texts = torch.stack(
             [encode(self.words, scene.captions(), self.length) for scene in seen.scenes]
         )  # [N, 5, T]
@@ -58,26 +67,28 @@ class Caption:
     def loss(self, rows: Tensor, dice: torch.Generator) -> Tensor:
         """Cross-entropy of the next word, teacher-forced; a flipped picture has left and right swapped in its text."""
         flip = torch.rand(len(rows), generator=dice) < 0.5
-        pixels = pictures.moved(
-            pictures.mirror(self.seen.pixels[rows], flip), self.recipe.settings.shift, dice
-        )
+        pixels = pictures.moved(pictures.mirror(self.pixels[rows], flip), self.recipe.settings.shift, dice)
         which = torch.rand(len(rows), self.texts.shape[1], generator=dice).argsort(1)[:, :TOGETHER]
         texts = self.texts[rows[:, None], which].flatten(0, 1)
         flip = flip.repeat_interleave(TOGETHER)
         texts = torch.where(flip[:, None], swap_sides(texts, self.words), texts)
         texts = texts[:, : int((texts != self.words.pad).sum(1).max())]
-        features = self.net.encoder(pictures.normalise(pixels)).repeat_interleave(TOGETHER, 0)
-        cells = self.net.look(features)
+        features = self.net.encoder(pictures.normalise(pixels[:, :3]))
+        cells = self.net.look(features.repeat_interleave(TOGETHER, 0))
         state, logits = self.net.start(cells.whole), []
         for t in range(texts.shape[1] - 1):
             state, spoken, _ = self.net.step(state, cells, texts[:, t])
             logits.append(spoken)
-        return nn.functional.cross_entropy(
+        loss = nn.functional.cross_entropy(
             torch.stack(logits, 1).flatten(0, 1),
             texts[:, 1:].flatten(),
             ignore_index=self.words.pad,
             label_smoothing=self.recipe.settings.smooth,
         )
+        if self.recipe.settings.dense:
+            tokens = features.flatten(2).transpose(1, 2)
+            loss = loss + self.recipe.settings.dense * self.dense(tokens, pixels[:, 3:])
+        return loss
 
     def judge(self, quiet: bool = False) -> dict[str, Any]:
         """CIDEr-D on test scenes like those of training, and where the main thing's partner is never there."""
@@ -88,19 +99,22 @@ class Caption:
             "cider_d": home["cider_d"],
             "hallucinated": home["hallucinated"],
             "right_main": home["right_main"],
+            "right_place": home["right_place"],
             "partner_absent": absent,
             "decoding": "greedy",
             "images": like.sample,
             "bad_at": f"says a partner that is not there in {absent['images_with_absent_partner']:.3f} of the "
             f"scenes without one; of the object words it says there, {absent['hallucinated']:.3f} name nothing "
-            "in the picture",
+            f"in the picture; of the places it says, {home['right_place']:.3f} are right",
         }
 
     def _figures(self, seen: Pictures) -> dict[str, float]:
-        """Of the object words said: the share not in the scene, and of images: with the absent partner said."""
+        """Of the object words said, the share not in the scene; of images, the share with the absent partner said,
+        with the main thing said in its colour; of the places said, the share that is right.
+        """
         said = self.write(seen)
         scores = cider_d(said, [scene.captions() for scene in seen.scenes])
-        words = wrong = partner = main = 0
+        words = wrong = partner = main = placed = right = 0
         for text, scene in zip(said, seen.scenes, strict=True):
             there = {thing.kind for thing in scene.things}
             named = [word for word in text.split() if word in KINDS]
@@ -108,12 +122,16 @@ class Caption:
             wrong += sum(word not in there for word in named)
             mate = PARTNERS[scene.things[0].kind]
             partner += mate in named and mate not in there
-            main += scene.things[0].kind in named
+            main += f"{scene.things[0].colour} {scene.things[0].kind}" in text
+            places = [name for name, phrase in PLACES.items() if phrase in text]
+            placed += len(places)
+            right += scene.background in places
         return {
             "cider_d": round(sum(scores) / len(scores), 4),
             "hallucinated": round(wrong / max(1, words), 4),
             "images_with_absent_partner": round(partner / len(said), 4),
             "right_main": round(main / len(said), 4),
+            "right_place": round(right / max(1, placed), 4),
         }
 
     def write(self, seen: Pictures) -> list[str]:

@@ -55,9 +55,7 @@ def cider_d(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[fl
 def _grams(text: str) -> Counter[Gram]:
     words = text.split()
     return Counter(
-        tuple(words[start : start + order])
-        for order in ORDERS
-        for start in range(len(words) - order + 1)
+        tuple(words[start : start + order]) for order in ORDERS for start in range(len(words) - order + 1)
     )
 
 

@@ -27,8 +27,9 @@ class Classify:
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.trunk: nn.Module | None = None
         self.net = build(recipe.net)
-        self.learner = self.net
+        self.learner: nn.Module = self.net
         if recipe.settings.dense:
             self.dense = Dense(self.net.config.hidden_size, self.net.config.patch_size)
             self.learner = nn.ModuleList([self.net, self.dense])

@@ -27,6 +27,7 @@ class Contrast:
 
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.trunk: nn.Module | None = None
         self.words: WordList = scene_words()
         told = {name: dict(value) if isinstance(value, dict) else value for name, value in recipe.net.items()}
         told["text_config"].update(
@@ -38,7 +39,7 @@ class Contrast:
         for tower in ("text_config", "vision_config"):
             told[tower]["projection_dim"] = told["projection_dim"]
         self.net = CLIPModel(CLIPConfig(**told))
-        self.learner = self.net
+        self.learner: nn.Module = self.net
         if recipe.settings.dense:
             tower = self.net.config.vision_config
             self.dense = Dense(tower.hidden_size, tower.patch_size)
@@ -60,9 +61,7 @@ class Contrast:
     def loss(self, rows: Tensor, dice: torch.Generator) -> Tensor:
         """The symmetric contrastive loss of a batch; a flipped picture has left and right swapped in its text."""
         flip = torch.rand(len(rows), generator=dice) < 0.5
-        pixels = pictures.moved(
-            pictures.mirror(self.pixels[rows], flip), self.recipe.settings.shift, dice
-        )
+        pixels = pictures.moved(pictures.mirror(self.pixels[rows], flip), self.recipe.settings.shift, dice)
         which = torch.randint(0, self.texts.shape[1], (len(rows),), generator=dice)
         texts = self.texts[rows, which]
         texts = torch.where(flip[:, None], swap_sides(texts, self.words), texts)
@@ -91,7 +90,11 @@ class Contrast:
             rows = torch.tensor([len(scene.things) > 1 for scene in seen.scenes])
             right = (images * texts[0]).sum(1)[rows]
             tricked = {}
-            for name, trick in (("places", _trade_places), ("colours", _trade_colours)):
+            for name, trick in (
+                ("places", _trade_places),
+                ("colours", _trade_colours),
+                ("kinds", _trade_kinds),
+            ):
                 false = [trick(scene).captions()[0] for scene in pairs]
                 like = (images[rows] * self._texts(encode(self.words, false, self.length))).sum(1)
                 # a trade that changes no word of the caption says nothing
@@ -104,8 +107,9 @@ class Contrast:
             "by_caption": [to_text for to_text, _ in found],
             "prefers_truth_over_traded": tricked,
             "images": len(seen),
-            "bad_at": f"who is where: prefers the true caption to one with the two things' places traded in "
-            f"{tricked['places']:.3f} of scenes (colours traded: {tricked['colours']:.3f}; chance 0.5); "
+            "bad_at": "order and shape: the true caption beats the one where the two things trade their "
+            f"places in {tricked['places']:.3f} of scenes, their colours in {tricked['colours']:.3f}, "
+            f"their kinds in {tricked['kinds']:.3f} (chance 0.5); "
             f"captions of form {worst}: recall {found[worst][0]:.3f}",
         }
 
@@ -132,6 +136,12 @@ def _trade_places(scene: Scene) -> Scene:
 def _trade_colours(scene: Scene) -> Scene:
     main, other = scene.things[:2]
     return scene.recolour(0, other.colour).recolour(1, main.colour)
+
+
+def _trade_kinds(scene: Scene) -> Scene:
+    main, other, *rest = scene.things
+    kinds = replace(main, kind=other.kind), replace(other, kind=main.kind)
+    return replace(scene, things=(*kinds, *rest))
 
 
 def _recall(images: Tensor, texts: Tensor, ids: Tensor, among: int = 100) -> tuple[float, float]:

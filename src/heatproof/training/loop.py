@@ -27,7 +27,7 @@ def fit(
     trunk: nn.Module | None = None,
     quiet: bool = False,
 ) -> None:
-    """Train ``net`` in place on ``count`` rows and remove the checkpoint at the end.
+    """Train ``net`` in place on ``count`` rows; the last checkpoint holds the result and stays.
 
     Every step draws from generators of its own (order of rows, augmentation, dropout), so the state
     is the weights, the optimiser's moments and the number of steps done; nothing else.
@@ -58,9 +58,8 @@ def fit(
                 raise FloatingPointError(f"{recipe.name}: the loss is {now} at step {step}")
             running = now if math.isnan(running) else 0.98 * running + 0.02 * now
             bar.update(task, advance=1, description=f"{recipe.name}, loss {running:.3f}")
-            if (step + 1) % settings.checkpoint == 0 and step + 1 < total:
+            if (step + 1) % settings.checkpoint == 0 or step + 1 == total:
                 _keep(checkpoint, recipe.digest(), step + 1, net, optimiser, base)
-    checkpoint.unlink(missing_ok=True)
 
 
 def _optimiser(net: nn.Module, settings: Settings, trunk: nn.Module | None) -> torch.optim.AdamW:

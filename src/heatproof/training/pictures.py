@@ -35,9 +35,7 @@ def paint(data: Data, quiet: bool = False) -> Pictures:
     """Draw every scene once."""
     pixels = torch.empty(data.sample, 3, SIDE, SIDE, dtype=torch.uint8)
     scenes = []
-    rows = track(
-        range(data.sample), f"drawing {data.sample} scenes ({data.split})", disable=quiet
-    )
+    rows = track(range(data.sample), f"drawing {data.sample} scenes ({data.split})", disable=quiet)
     for row in rows:
         scene = compose(data.knobs, "scenes", data.split, data.seed, row)
         pixels[row] = torch.from_numpy(scene.render()).permute(2, 0, 1)

@@ -51,6 +51,7 @@ class Settings:
     shift: int = 6  # augmentation: pixels by which a picture is moved at most
     checkpoint: int = 100  # steps between checkpoints
     dense: float = 0.0  # weight of the patches' own loss, see dense.py
+    polish: int = 0  # epochs at the end on the task's loss alone, at a third of the rate
     trunk_rate: float = 1.0  # factor on the rate for an encoder that was trained before
 
 

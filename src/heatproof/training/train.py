@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,11 @@ from heatproof.training.recipe import Recipe, read_recipe
 class Task(Protocol):
     """A net with a loss to learn by and a judgement of what was learnt."""
 
+    recipe: Recipe
     net: Any
     learner: nn.Module  # the net, and whatever learns with it
+
+    trunk: nn.Module | None  # trained before; learns at a rate of its own
 
     def learn(self, seen: Pictures, quiet: bool = False) -> None: ...
     def loss(self, rows: Tensor, dice: Any) -> Tensor: ...
@@ -34,20 +37,35 @@ def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
     """Train what the recipe asks for; killed, the same call goes on where the last checkpoint was.
 
     Writes config.json, model.safetensors, preprocessor_config.json, words.json (where there is text)
-    and card.json to ``out``, and returns the card.
+    and card.json to ``out``, and returns the card; its ``seconds`` count from the last start.
     """
     recipe, out = read_recipe(Path(recipe_path)), Path(out)
     task = open_task(recipe)
     begun = time.monotonic()
     task.learn(pictures.paint(recipe.data, quiet), quiet)
-    trunk = getattr(task, "trunk", None)
-    fit(task.learner, task.loss, recipe.data.sample, recipe, out / "checkpoint.pt", trunk, quiet)
+    checkpoints = []
+    for number, stage in enumerate(stages(recipe)):
+        task.recipe = stage
+        net = task.net if number else task.learner
+        checkpoints.append(out / f"checkpoint{number}.pt")
+        fit(net, task.loss, recipe.data.sample, stage, checkpoints[-1], trunk=task.trunk, quiet=quiet)
     seconds = time.monotonic() - begun
     out.mkdir(parents=True, exist_ok=True)
     task.save(out)
     card = card_of(recipe, task.judge(quiet), out, seconds)
     write_whole(out / "card.json", json.dumps(card, indent=1) + "\n")
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
     return card
+
+
+def stages(recipe: Recipe) -> list[Recipe]:
+    """The recipe, and its polish: a short second training without the helping loss."""
+    settings = recipe.settings
+    if not settings.polish:
+        return [recipe]
+    last = replace(settings, epochs=settings.polish, cycles=1, rate=settings.rate / 3, dense=0.0, polish=0)
+    return [recipe, replace(recipe, settings=last)]
 
 
 def open_task(recipe: Recipe) -> Task:

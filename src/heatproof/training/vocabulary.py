@@ -13,9 +13,7 @@ from heatproof.scenery import BACKGROUNDS, COLOURS, KINDS, TEXTURES
 from heatproof.scenery.words import PLACES
 
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
-PLAIN = (
-    "a above alone an and below is large left more next nothing of picture right shows small the there to with"
-)
+PLAIN = "a above alone an and below is large left more next nothing of picture right shows small the there to with"
 
 
 def scene_words() -> WordList:
