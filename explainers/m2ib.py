@@ -113,8 +113,8 @@ class M2ib:
 def capacity(hidden: Tensor, alpha: Tensor) -> Tensor:
     """KL(N(s h, (1 - s)^2) || N(0, 1)) in nats, element by element; s = sigmoid(alpha), safe where s is 1.
 
-    >>> capacity(torch.tensor([0.0, 2.0]), torch.tensor([-100.0, 100.0])).tolist()
-    [0.0, 101.5]
+    >>> capacity(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 100.0])).tolist()
+    [0.4431471824645996, 101.5]
     """
     log_variance = -2 * F.softplus(alpha)  # log (1 - s)^2
     mean = torch.sigmoid(alpha) * hidden
