@@ -20,7 +20,7 @@ def scene_words() -> WordList:
     """Every word that a caption of a scene can hold, in a fixed order, after the special tokens.
 
     >>> len(scene_words().ids)
-    57
+    56
     """
     words = set(PLAIN.split()) | set(KINDS) | set(COLOURS) | set(TEXTURES) - {"plain"}
     words |= set(chain.from_iterable(PLACES[name].split() for name in BACKGROUNDS))
