@@ -62,18 +62,22 @@ class Rise:
         todo = [(k, j) for k in range(len(cases)) for j in range(self.masks)]
         many = model.rows * max(1, TOGETHER // model.rows)
         with torch.inference_mode():
+            # one block for all, in the layout that nets read
+            rows = pixels.new_empty((many, *pixels.shape[1:])).contiguous(memory_format=torch.channels_last)
             for first in range(0, len(todo), many):
                 some = todo[first : first + many]
                 kept = torch.stack([draws[k][0][j] for k, j in some])[:, None]
                 wider = F.interpolate(kept, size, mode="bilinear", align_corners=False)[:, 0]
                 corners = [(int(draws[k][1][j]), int(draws[k][2][j])) for k, j in some]
                 cut = [w[y : y + high, x : x + wide] for w, (y, x) in zip(wider, corners, strict=True)]
-                masks = torch.stack(cut).to(pixels)
-                rows = torch.stack([pixels[k] for k, _ in some]) * masks[:, None]
-                scores = self._weights(model, rows, [cases[k] for k, _ in some])
+                masks = [mask.to(pixels) for mask in cut]
+                block = rows[: len(some)]
+                for row, (k, _), mask in zip(block, some, masks, strict=True):
+                    torch.mul(pixels[k], mask, out=row)
+                scores = self._weights(model, block, [cases[k] for k, _ in some]).tolist()
                 for (k, _), mask, score in zip(some, masks, scores, strict=True):
-                    heats[k] += score * mask
-                    covers[k] += mask
+                    heats[k].add_(mask, alpha=score)
+                    covers[k].add_(mask)
         return [self._mean(h, c, self.masks) for h, c in zip(heats, covers, strict=True)]
 
     def _weights(self, model: Any, rows: Tensor, cases: Sequence[Case]) -> Tensor:

@@ -20,6 +20,7 @@ from heatproof.records import (
     read_curves,
     read_records,
     read_result,
+    settled,
     write_curves,
     write_records,
     write_whole,
@@ -47,6 +48,34 @@ def test_every_digit_and_every_text_comes_back(tmp_path_factory, rows):
     ]
     write_records(path, written)
     assert sorted(read_records(path), key=lambda r: r.case) == sorted(written, key=lambda r: r.case)
+
+
+def test_what_gives_a_metric_nothing_to_read_is_unsuited_to_it_once():
+    nothing = [
+        record(case=f"c{i}", name=name, value=None, status="undefined", reason="no text relevance", key="k")
+        for i in range(3)
+        for name in ("text_deletion", "text_srg")
+    ]
+    found = settled(nothing)
+    assert sorted(r.name for r in found) == ["text_deletion", "text_srg"]
+    assert {(r.case, r.status, r.reason, r.key) for r in found} == {
+        ("", "unsuited", "ig gives no text relevance", "")
+    }
+
+
+def test_one_answer_is_enough_to_be_suited():
+    rows = [
+        record(case="c0", value=None, status="undefined", reason="no image map"),
+        record(case="c1"),
+        record(case="c2", value=None, status="undefined", reason="NaN or infinity in the map"),
+    ]
+    assert sorted(settled(rows), key=lambda r: r.case) == rows
+    assert [r.status for r in settled(rows[::2])] == ["undefined", "undefined"]
+
+
+def test_an_unsuited_pair_is_told_once():
+    rows = [record(case="", sample="", value=None, status="unsuited", reason="why")] * 3
+    assert settled(rows) == rows[:1]
 
 
 def test_the_order_of_the_rows_does_not_matter_to_the_bytes(tmp_path):

@@ -6,7 +6,12 @@ tables can be redrawn without it.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Otherwise the last bits of a row of a matrix product may depend on where in the matrix it stands (law 1): seen with
+# gradients of token nets on a processor with AVX-512. Read once, at a process's first matrix product; costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 from heatproof.errors import Refused, Unsuited
 

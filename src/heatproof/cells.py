@@ -17,7 +17,7 @@ import torch
 from heatproof import checks, geometry, keys
 from heatproof.contract import Case, Explanation, Refused, Score, Trial, Unsuited, explanation_name
 from heatproof.models.base import Model
-from heatproof.models.meter import Meter
+from heatproof.models.meter import Bill, Meter
 from heatproof.records import Curve, Record
 from heatproof.spec import Part
 from heatproof.store import pack
@@ -133,7 +133,7 @@ class Chunk:
             if map_keys[case.id] in stored:
                 explanation, forwards, backwards = stored[map_keys[case.id]]
                 maps[case.id], costs[case.id] = explanation, (forwards, backwards)
-                self.model.memo.kept[self.model.hash, name, case.id] = explanation, forwards, backwards
+                self.model.memo.keep((self.model.hash, name, case.id), explanation, Bill(forwards, backwards))
 
         def explain(some: list[Case]) -> list[Explanation]:
             before = [c.pixels.clone() for c in some]
@@ -143,7 +143,7 @@ class Chunk:
             found = [checks.detached(e) for e in checks.explanations(part, some, before, answer)]
             for case, explanation in zip(some, found, strict=True):
                 costs[case.id] = spent.forward[case.id], spent.backward[case.id]
-                self.model.memo.kept[self.model.hash, name, case.id] = explanation, *costs[case.id]
+                self.model.memo.keep((self.model.hash, name, case.id), explanation, Bill(*costs[case.id]))
             return found
 
         missing = [c for c in cases if c.id not in maps]

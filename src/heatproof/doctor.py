@@ -20,7 +20,7 @@ EXTRAS = {"test": ("pytest", "hypothesis", "pytest-benchmark", "scikit-learn", "
 
 def examine(cwd: Path) -> tuple[list[str], bool]:
     """Lines to print, and whether everything that a run needs is in order."""
-    found = [*_versions(), *_torchvision(), *_device(), *_extras(), *_data(cwd), *_disk(cwd)]
+    found = [*_versions(), *_torchvision(), *_device(), *_products(), *_extras(), *_data(cwd), *_disk(cwd)]
     signs = {True: "ok  ", False: "BAD ", None: "    "}
     return [signs[good] + text for good, text in found], all(good is not False for good, _ in found)
 
@@ -60,6 +60,21 @@ def _device() -> Iterator[Finding]:
         yield True, f"cuda: {torch.cuda.get_device_name(0)}. Type: heatproof run demo --device cuda"
     else:
         yield None, f"no CUDA device; cpu with {os.cpu_count()} cores (--workers {os.cpu_count()})"
+
+
+def _products() -> Iterator[Finding]:
+    """Law 1 needs a row of a matrix product to be the same wherever in the matrix it stands."""
+    try:
+        import torch
+    except ImportError:
+        return
+    dice = torch.Generator().manual_seed(0)
+    row, weight = torch.randn(17, 64, generator=dice), torch.randn(64, 10, generator=dice)
+    found = (row.expand(24, 17, 64).reshape(-1, 64) @ weight).view(24, 17, 10)
+    if bool((found == found[0]).all()):
+        yield True, "matrix products: a row's bits do not depend on its place"
+    else:
+        yield False, "matrix products: a row's bits depend on its place. Type: export MKL_CBWR=AUTO,STRICT"
 
 
 def _extras() -> Iterator[Finding]:

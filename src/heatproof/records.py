@@ -18,11 +18,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 STATUSES = ("value", "undefined", "unsuited", "failed")
+NO_IMAGE, NO_TEXT = "no image map", "no text relevance"  # undefined, since the explainer gave nothing of the kind
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,29 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
         cells["forwards"], cells["backwards"] = f"{row.forwards:.6g}", f"{row.backwards:.6g}"
         sheet.writerow([cells[name] for name in COLUMNS])
     write_whole(path, out.getvalue())
+
+
+def settled(records: Iterable[Record]) -> list[Record]:
+    """The rows of all chunks as one table.
+
+    An unsuited pair is said by every chunk and kept once. An explainer that gave a metric nothing to read in any case
+    (image maps alone, say, where the metric reads words) is unsuited to it too: a dash, not a column of undefined cells.
+    """
+    cells: dict[tuple[Any, ...], list[Record]] = {}
+    for row in records:
+        cells.setdefault((row.model, row.replicate, row.explainer, row.metric), []).append(row)
+    out = []
+    for rows in cells.values():
+        if all(r.status == "undefined" and r.reason in (NO_IMAGE, NO_TEXT) for r in rows):
+            why = f"{rows[0].explainer} gives {rows[0].reason}"
+            rows = [
+                replace(
+                    r, sample="", case="", about="", status="unsuited", reason=why, forwards=0.0, backwards=0.0, key=""
+                )
+                for r in rows
+            ]
+        out += {(r.case, r.name): r for r in reversed(rows)}.values()
+    return out
 
 
 def read_records(path: Path) -> list[Record]:

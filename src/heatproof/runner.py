@@ -8,7 +8,7 @@ Each line's work lives in the module it names; this file only says what comes af
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from heatproof import executors, provenance, spec
 from heatproof.bench import Answer, Bench
 from heatproof.progress import Progress
-from heatproof.records import Record, Result
+from heatproof.records import Result, settled
 from heatproof.spec import Spec
 from heatproof.store import Store
 
@@ -73,7 +73,7 @@ def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
     answers.sort(key=lambda a: (a.job.first, a.job.model))
     result = Result(
         asked.name,
-        _once(r for a in answers for r in a.records),
+        settled(r for a in answers for r in a.records),
         [curve for a in answers for curve in a.curves],
         provenance.story(asked, order, bench, answers, time.perf_counter() - began),
         place,
@@ -81,11 +81,3 @@ def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
     provenance.write(result, answers)
     return result
 
-
-def _once(records: Iterable[Record]) -> list[Record]:
-    """An unsuited pair is said by every chunk; the table needs it once."""
-    seen: dict[tuple[object, ...], Record] = {}
-    for record in records:
-        name = (record.model, record.replicate, record.explainer, record.case, record.column)
-        seen.setdefault(name, record)
-    return list(seen.values())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from heatproof import Unsuited
+from heatproof import Explanation, Unsuited
+from heatproof.contract import Trial
+from heatproof.metrics.deletion import Deletion
 from heatproof.models.base import Model
 
 NAMES = ("resnet", "vit", "clip", "captioner")
@@ -86,6 +92,19 @@ def test_a_row_is_the_same_alone_among_others_and_reversed(asked):
                 model.memo.clear()
                 found = in_chunks(compute, cases, step, backwards=backwards)
                 assert torch.equal(found, whole), (verb, how, backwards)
+
+
+def test_a_row_of_a_matrix_product_does_not_depend_on_its_place():
+    """In a fresh process: MKL reads its settings at the first product (see ``heatproof/__init__.py``)."""
+    asked = """
+import heatproof, torch
+torch.set_num_threads(1)
+row = torch.randn(17, 64, generator=torch.Generator().manual_seed(0))
+weight = torch.randn(64, 10, generator=torch.Generator().manual_seed(1))
+found = (row.expand(24, 17, 64).reshape(-1, 64) @ weight).view(24, 17, 10)
+assert all(torch.equal(found[0], other) for other in found)
+"""
+    subprocess.run([sys.executable, "-P", "-c", asked], check=True)
 
 
 def test_a_plain_forward_in_other_sizes_is_not_the_same(families):
@@ -302,6 +321,30 @@ def test_every_part_pays_for_what_the_memo_gives_it(asked):
         bills.append(dict(spent.forward))
     assert bills[0] == bills[1]
     assert sum(bills[0].values()) >= len(cases)
+
+
+def test_what_two_remembered_things_both_need_is_paid_once(asked):
+    """Deletion and insertion at S steps cost 2 S images and, of a dual encoder, one look at the text."""
+    model, cases = asked
+    model.memo.clear()
+    maps = [Explanation(image=torch.arange(4.0).reshape(2, 2)) for _ in cases]
+    trials = [Trial(model, case, None, answer) for case, answer in zip(cases, maps, strict=True)]
+    with model.part() as spent:
+        Deletion(steps=5).measure(trials)
+    text = {"dual": 1}.get(model.family, 0)
+    assert [spent.forward[case.id] for case in cases] == pytest.approx([10 + text] * len(cases))
+
+
+def test_another_part_pays_again_and_another_payer_too(asked):
+    model, cases = asked
+    model.memo.clear()
+    case, other = cases[0], dataclasses.replace(cases[0], charge="someone else")
+    with model.part() as alone:
+        model.clean([case])
+    with model.part() as both:
+        model.clean([case])
+        model.clean([other])
+    assert both.forward[case.id] == both.forward["someone else"] == alone.forward[case.id] > 0
 
 
 def test_without_memo_the_same_numbers_and_the_same_bill(asked, monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Score, Trial, Value
 from heatproof.errors import unknown
+from heatproof.records import NO_IMAGE
 
 
 class Undefined(Exception):
@@ -33,7 +34,7 @@ def image_heat(trial: Trial) -> Tensor:
     """The trial's own image map, [h, w] or [C, h, w], on the CPU; Undefined where there is none to judge."""
     heat = trial.explanation.image if trial.explanation is not None else None
     if heat is None:
-        raise Undefined("no image map")
+        raise Undefined(NO_IMAGE)
     if heat.ndim not in (2, 3) or heat.numel() == 0:
         raise ValueError(
             f"{trial.explainer!r} gave case {trial.case.id} an image map of shape {list(heat.shape)}, "

@@ -14,6 +14,7 @@ from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Val
 from heatproof.metrics import maps, ranking
 from heatproof.metrics.deletion import area, symmetric_gain
 from heatproof.metrics.maps import Undefined
+from heatproof.records import NO_TEXT
 
 
 def removable(case: Case, family: str, unit: str = "token") -> list[list[int]]:
@@ -107,7 +108,7 @@ class TextDeletion:
         """What is kept in each of the case's rows, float [2n, T]; the first row of each half is an end."""
         case, answer = trial.case, trial.explanation
         if answer is None or answer.text is None:
-            raise Undefined("no text relevance")
+            raise Undefined(NO_TEXT)
         length = len(case.words)
         if tuple(answer.text.shape) != (length,):
             raise ValueError(

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heatproof import geometry
 from heatproof.contract import Case, Sample, Unsuited
-from heatproof.models.meter import Memo, Meter
+from heatproof.models.meter import Bill, Memo, Meter
 
 Context = dict[str, Tensor]  # what a row needs besides the activation: token ids, targets, embeddings
 
@@ -128,6 +128,7 @@ class Model:
         self._twins: dict[str, Model] = {}
         self._hash: str | None = None
         self.towers = self._towers()
+        self.sites = self._kinds()
         self._shares: dict[str, list[float]] = {}
 
     # ------------------------------------------------------------------ what a family gives
@@ -182,13 +183,13 @@ class Model:
         # meter and memo are shared: a twin's work is paid by whoever asked for it, and kept under its own hash
         other._watches, other._twins, other._hash = {}, {}, None
         other.towers = other._towers()
+        other.sites = other._kinds()
         self._twins[name] = other
         return other
 
     # ------------------------------------------------------------------ sites
 
-    @property
-    def sites(self) -> dict[str, int]:
+    def _kinds(self) -> dict[str, int]:
         """Every kind of site and how many there are: ``{"image.block": 3, "image.attention": 4}``."""
         names = [s.site for stages in self.towers.values() for s in stages if s.site]
         return dict(Counter(name.split(" ")[0] for name in [*names, *self._inner_sites()]))
@@ -357,36 +358,26 @@ class Model:
     ) -> list[Any]:
         """What ``compute`` gives for each case, computed once a chunk and model; paid for by every asker."""
         memo, keys = self.memo, [(self.hash, what, case.id) for case in cases]
-        kept = memo.kept if memo.on else {}
-        missing = {k: case for k, case in zip(keys, cases, strict=True) if k not in kept}
+        values = {key: memo.kept[key] for key in keys if key in memo.kept}
+        missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in values}
         if missing:
-            outer, memo.paid = memo.paid, set()
-            try:
-                # what is kept may be used under autograd later, which inference tensors forbid
-                with torch.inference_mode(False), torch.enable_grad(), self.meter.aside() as spent:
-                    found = compute(list(missing.values()))
-            finally:
-                memo.paid = outer
+            # what is kept may be used under autograd later, which inference tensors forbid
+            with torch.inference_mode(False), torch.enable_grad(), self.meter.aside() as spent, memo.inside() as asked:
+                found = compute(list(missing.values()))
             for (key, case), value in zip(missing.items(), found, strict=True):
                 payer = case.charge or case.id
-                kept[key] = value, spent.forward[payer], spent.backward[payer]
+                needs = frozenset(need for need, who in asked if who == payer)
+                memo.keep(key, value, Bill(spent.forward[payer], spent.backward[payer], needs))
+                values[key] = value
         for key, case in zip(keys, cases, strict=True):
-            if key not in memo.paid:
-                memo.paid.add(key)
-                payer = case.charge or case.id
-                self.meter.forward[payer] += kept[key][1]
-                self.meter.backward[payer] += kept[key][2]
-        return [kept[key][0] for key in keys]
+            memo.pay(key, case.charge or case.id, self.meter)
+        return [values[key] for key in keys]
 
     @contextmanager
     def part(self) -> Iterator[Meter]:
         """The work of one part (an explainer, a metric): what it costs alone, by case."""
-        outer, self.memo.paid = self.memo.paid, set()
-        try:
-            with self.meter.aside() as spent:
-                yield spent
-        finally:
-            self.memo.paid = outer
+        with self.memo.alone(), self.meter.aside() as spent:
+            yield spent
 
     def clean(self, cases: Sequence[Case]) -> Tensor:
         """[N]: the scores of the untouched images, from the chunk's memo."""
