@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from PIL import Image
 import heatproof
 from heatproof import cli, shelf
 from heatproof.progress import Silent
+from heatproof.records import read_records, write_records
 from heatproof.runner import Order, run
 
 NO_TORCH = """
@@ -119,6 +122,27 @@ def test_report_of_what_was_never_run_says_what_to_type(home, type_):
     code, _, err = type_("report", "toi")
     assert code == 2
     assert "no benchmark 'toi'; did you mean 'toy'?" in err
+
+
+def test_cells_of_the_frozen_keys_are_not_computed_again_unless_told(home, type_):
+    assert type_("regress", "toy", "--workers", "1", "--freeze", "--reason", "first")[0] == 0
+    ran = json.loads((home / ".heatproof" / "toy.run.json").read_text())["forwards"]
+    shutil.rmtree(home / ".heatproof")
+    code, out, _ = type_("regress", "toy", "--workers", "1")
+    assert (code, "0 failed, 0 told" in out) == (0, True)
+    again = json.loads((home / ".heatproof" / "toy.run.json").read_text())["forwards"]
+    assert again < ran / 2  # what is left: the maps of the one case that the report shows
+    for end in (".csv", ".curves.csv"):
+        assert (home / ".heatproof" / f"toy{end}").read_bytes() == (
+            home / "results" / f"toy{end}"
+        ).read_bytes()
+    rows = read_records(home / "results" / "toy.csv")
+    first = next(r for r in rows if r.value is not None)
+    changed = [dataclasses.replace(r, value=r.value + 1e-3) if r == first else r for r in rows]
+    write_records(home / "results" / "toy.csv", changed)
+    code, out, _ = type_("regress", "toy", "--workers", "1", "--fresh")
+    assert code == 1
+    assert "same key, another number: not deterministic" in out
 
 
 def test_regress_freezes_agrees_and_fails_where_a_score_moved(home, type_):

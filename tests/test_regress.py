@@ -102,6 +102,14 @@ def test_the_same_key_with_another_number_fails_whatever_the_tolerance(frozen):
     )
 
 
+def test_on_another_kind_of_processor_the_tolerance_decides_over_the_last_bits(frozen):
+    here = changed(moved(frozen, 1e-9, key=""), machine={"device": "cpu", "processor": "another, AVX2"})
+    verdict = regress.compare(frozen, here)
+    assert verdict.exit_code == 0
+    assert "processor" in verdict.lines[0]
+    assert regress.compare(frozen, moved(here, 1.0, key="")).exit_code == 1
+
+
 def test_without_a_tolerance_only_the_last_bits_may_move(frozen):
     strict = changed(frozen, tolerances={})
     assert regress.compare(strict, moved(strict, 0.9e-5)).exit_code == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,15 @@ class Answer:
 class Bench:
     """A spec at work in one process: its samples, its models, and the store to read from."""
 
-    def __init__(self, spec: Spec, store: Path, device: str = "cpu", limit: int | None = None) -> None:
-        self.spec, self.device = spec, checked(device)
+    def __init__(
+        self,
+        spec: Spec,
+        store: Path,
+        device: str = "cpu",
+        limit: int | None = None,
+        known: Mapping[str, dict[str, Any]] | None = None,  # cells by key that need not be computed
+    ) -> None:
+        self.spec, self.device, self.known = spec, checked(device), known or {}
         self.store = Store(store)
         self.samples = draw(spec.dataset, spec.seed)[:limit]
         self._models: dict[int, tuple[Model, str]] = {}
@@ -96,6 +103,10 @@ class Bench:
             model = part.made.load(part.name, self.device)
             self._models[index] = model, keys.model_key(part, model, self.device)
         return self._models[index]
+
+    def scores(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The cells that are there already, by key; what was computed here goes before what is known from elsewhere."""
+        return {k: self.known[k] for k in keys if k in self.known} | self.store.scores(keys)
 
     def policy(self, model: Model) -> str:
         return self.spec.targets[model.family]

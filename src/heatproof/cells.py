@@ -78,7 +78,7 @@ class Chunk:
             score_keys = {
                 (c.id, m.name): keys.score_key(map_keys[c.id], m) for c in cases for m in self.spec.metrics
             }
-            stored = self.bench.store.scores(list(score_keys.values()))
+            stored = self.bench.scores(list(score_keys.values()))
             todo = [
                 c
                 for c in cases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def cli() -> None:
 @BENCHMARK
 @_settings
 @click.option("--plan", is_flag=True, help="say what a run would take and what is missing; start nothing")
+@click.option("--fresh", is_flag=True, help="compute again what is stored, in a store of its own")
 def run(benchmark: str, plan: bool, **settings: Any) -> None:
     """Run a benchmark: only what is not stored yet is computed."""
     from heatproof import planning, runner
@@ -136,6 +138,7 @@ def report(benchmark: str, into: Path | None) -> None:
 @cli.command()
 @BENCHMARK
 @_settings
+@click.option("--fresh", is_flag=True, help="compute everything, also what has the frozen result's key")
 @click.option("--freeze", is_flag=True, help="make the new numbers the frozen ones")
 @click.option("--reason", default="", help="why the frozen numbers change; kept in their history")
 def regress(benchmark: str, freeze: bool, reason: str, **settings: Any) -> None:
@@ -146,6 +149,7 @@ def regress(benchmark: str, freeze: bool, reason: str, **settings: Any) -> None:
     order = _order(benchmark, **settings)
     asked = order.read()
     frozen = results.frozen(asked.workspace, asked.name)
+    order = replace(order, trust=not freeze and not order.fresh)
     if freeze:
         if frozen is not None and not reason:
             raise Refused('--freeze needs --reason "why the numbers change": they keep their past')

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Why a value is undefined: the explainer gave nothing of the kind that the metric reads.
+NO_IMAGE, NO_TEXT = "no image map", "no text relevance"
+
 
 class Unsuited(Exception):
     """An explainer or metric cannot serve this model; the reason becomes a dash in the table."""

@@ -76,6 +76,7 @@ def story(
             "torch": torch.__version__,
             "transformers": _version("transformers"),
             "device": order.device,
+            "processor": _processor(order.device),
             "platform": f"{platform.system()} {platform.machine()}",
         },
         "git": _git(spec.workspace),
@@ -125,6 +126,16 @@ def _write_strip(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     out = io.BytesIO()
     np.savez_compressed(out, index=np.array(json.dumps(index)), **arrays)
     write_whole(path, out.getvalue())
+
+
+def _processor(device: str) -> str:
+    """The kind of processor: another one may give other last bits under the same key."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _version(package: str) -> str:

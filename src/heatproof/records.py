@@ -22,8 +22,9 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from heatproof.errors import NO_IMAGE, NO_TEXT
+
 STATUSES = ("value", "undefined", "unsuited", "failed")
-NO_IMAGE, NO_TEXT = "no image map", "no text relevance"  # undefined, since the explainer gave nothing of the kind
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,15 @@ def settled(records: Iterable[Record]) -> list[Record]:
             why = f"{rows[0].explainer} gives {rows[0].reason}"
             rows = [
                 replace(
-                    r, sample="", case="", about="", status="unsuited", reason=why, forwards=0.0, backwards=0.0, key=""
+                    r,
+                    sample="",
+                    case="",
+                    about="",
+                    status="unsuited",
+                    reason=why,
+                    forwards=0.0,
+                    backwards=0.0,
+                    key="",
                 )
                 for r in rows
             ]

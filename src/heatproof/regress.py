@@ -1,7 +1,8 @@
 """Did a score move, and what changed? A frozen result against a fresh one. Reads records only; no torch.
 
 On the same cases and seeds the metric's tolerance alone decides, in both directions: a score that improves by
-itself is a fault too. The same key with another number is a fault whatever the tolerance.
+itself is a fault too. The same key with another number is a fault whatever the tolerance, unless another kind of
+processor gave it: there only the last bits may differ, and the tolerance decides.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _cell(
         return
     old, new, line = _moved(place, [then[t] for t in valued], [now[t] for t in valued], fresh)
     loose = [t for t in moved if then[t].key and then[t].key == now[t].key]
-    if loose:
+    if loose and _machine(frozen) == _machine(fresh):
         where = f"{len(loose)} of {len(valued)} cases, first {loose[0][1]}"
         text = f"{line} on {place[0]}; same key, another number: not deterministic ({where})"
         yield Finding(text, fault=True)
@@ -109,6 +110,12 @@ def _cell(
     within = abs(new - old) <= limit or (math.isnan(old) and math.isnan(new))
     bound = f"; tolerance {limit:g}"
     yield Finding(f"{line} on {place[0]}{bound}{_because(place, frozen, fresh)}", fault=not within)
+
+
+def _machine(run: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Where a key promises a number to the last bit: one kind of device and processor."""
+    told = run.get("machine", {})
+    return told.get("device"), told.get("processor")
 
 
 def _unpaired(then: Mapping[Trial, Record], now: Mapping[Trial, Record]) -> str:
@@ -189,7 +196,7 @@ def changes(place: Place, frozen: Mapping[str, Any], fresh: Mapping[str, Any]) -
         out.append("revision of the data")
     if frozen.get("seed") != fresh.get("seed"):
         out.append(f"seed {frozen.get('seed')} -> {fresh.get('seed')}")
-    for field in ("torch", "device", "transformers"):
+    for field in ("torch", "device", "processor", "transformers"):
         a, b = (run.get("machine", {}).get(field) for run in (frozen, fresh))
         if a != b:
             out.append(f"{field} {a} -> {b}")

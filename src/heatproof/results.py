@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from heatproof import regress
 from heatproof.errors import Refused, unknown
@@ -40,6 +41,25 @@ def latest(name: str, cwd: Path) -> tuple[Result, Path]:
 def _working(workspace: Path, name: str) -> Result | None:
     folder = workspace / ".heatproof"
     return read_result(folder, name) if (folder / f"{name}.csv").exists() else None
+
+
+def known(workspace: Path, name: str) -> dict[str, dict[str, Any]]:
+    """The frozen cells by key, as the working store holds them: same key, same number (law 8)."""
+    result = frozen(workspace, name)
+    cells: dict[str, dict[str, Any]] = {}
+    at: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in result.records if result else ():
+        if row.key and row.status != "failed":
+            fresh = {"values": {}, "curves": {}, "forwards": row.forwards, "backwards": row.backwards}
+            cell = cells.setdefault(row.key, fresh)
+            at[row.model, row.replicate, row.explainer, row.case, row.metric] = cell
+            told = {"value": row.value, "status": row.status, "reason": row.reason, "parts": dict(row.parts)}
+            cell["values"][row.name] = told
+    for curve in result.curves if result else ():
+        place = curve.model, curve.replicate, curve.explainer, curve.case, curve.metric
+        if place in at:
+            at[place]["curves"][curve.name] = [list(curve.x), list(curve.y)]
+    return cells
 
 
 def freeze(result: Result, workspace: Path, before: Result | None, reason: str) -> list[Path]:

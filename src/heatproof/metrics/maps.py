@@ -10,8 +10,7 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Score, Trial, Value
-from heatproof.errors import unknown
-from heatproof.records import NO_IMAGE
+from heatproof.errors import NO_IMAGE, unknown
 
 
 class Undefined(Exception):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
+from heatproof.errors import NO_TEXT
 from heatproof.metrics import maps, ranking
 from heatproof.metrics.deletion import area, symmetric_gain
 from heatproof.metrics.maps import Undefined
-from heatproof.records import NO_TEXT
 
 
 def removable(case: Case, family: str, unit: str = "token") -> list[list[int]]:

@@ -362,7 +362,12 @@ class Model:
         missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in values}
         if missing:
             # what is kept may be used under autograd later, which inference tensors forbid
-            with torch.inference_mode(False), torch.enable_grad(), self.meter.aside() as spent, memo.inside() as asked:
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                self.meter.aside() as spent,
+                memo.inside() as asked,
+            ):
                 found = compute(list(missing.values()))
             for (key, case), value in zip(missing.items(), found, strict=True):
                 payer = case.charge or case.id

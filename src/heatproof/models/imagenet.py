@@ -191,7 +191,13 @@ def _open(
         raise Refused(f"model {name}: {file}: {str(error).splitlines()[0]}") from error
     table = json.loads(index.read_text(encoding="utf-8"))
     classes = [table[str(k)] for k in range(len(table))]
-    card = {"source": file.name, "data": "ImageNet-1k (ILSVRC 2012)", "licence": "see the data folder"}
+    card = {
+        "source": file.name,
+        "data": "ImageNet-1k (ILSVRC 2012)",
+        "licence": "see the data folder",
+        "categories": "COCO's stand for their classes by WordNet synset (heatproof/models/coco_synsets.py); the nearest "
+        f"thing is meant by {', '.join(coco_synsets.NEAREST)}; no class at all: {', '.join(coco_synsets.LEFT_OUT)}",
+    }
     return Classifier(
         *(name, net, frame),
         card=card,
