@@ -77,13 +77,11 @@ def _optimiser(net: nn.Module, settings: Settings, trunk: nn.Module | None) -> t
 
 
 def _schedule(step: int, total: int, settings: Settings) -> float:
-    """Up in a line, down in half a cosine; again in every cycle."""
-    length = total // settings.cycles
-    rise = max(1, int(settings.warmup * length))
-    step = step % length if step < length * settings.cycles else length - 1
+    """Up in a line, down in half a cosine."""
+    rise = max(1, int(settings.warmup * total))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, length - rise)))
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
 def _rows(step: int, a_round: int, count: int, recipe: Recipe) -> Tensor:

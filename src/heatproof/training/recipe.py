@@ -35,17 +35,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to learn: AdamW; in each of ``cycles`` a linear warm-up over its share ``warmup``, then a cosine to zero.
-
-    Warm restarts: Loshchilov, Hutter, "SGDR", ICLR 2017, https://arxiv.org/abs/1608.03983.
-    """
+    """How to learn: AdamW, a linear warm-up over the share ``warmup`` of the steps, then a cosine to zero."""
 
     epochs: int = 10
     batch: int = 64
     rate: float = 1e-3
     decay: float = 0.05
     warmup: float = 0.1
-    cycles: int = 1
     clip: float = 1.0  # largest norm of the gradient
     smooth: float = 0.0  # label smoothing
     shift: int = 6  # augmentation: pixels by which a picture is moved at most

@@ -64,7 +64,7 @@ def stages(recipe: Recipe) -> list[Recipe]:
     settings = recipe.settings
     if not settings.polish:
         return [recipe]
-    last = replace(settings, epochs=settings.polish, cycles=1, rate=settings.rate / 3, dense=0.0, polish=0)
+    last = replace(settings, epochs=settings.polish, rate=settings.rate / 3, dense=0.0, polish=0)
     return [recipe, replace(recipe, settings=last)]
 
 
