@@ -45,10 +45,15 @@ def _classes(tree: ast.Module, verb: str) -> list[ast.ClassDef]:
 def _settings(node: ast.ClassDef) -> str:
     fields = []
     for line in node.body:
-        if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation):
+        if isinstance(line, ast.AnnAssign) and not _settled(line):
             default = f" = {ast.unparse(line.value)}" if line.value else ""
             fields.append(ast.unparse(line.target) + default)
     return f"({', '.join(fields)})"
+
+
+def _settled(line: ast.AnnAssign) -> bool:
+    """Whether a field is none that a spec can set."""
+    return "ClassVar" in ast.unparse(line.annotation) or "init=False" in ast.unparse(line)
 
 
 def _where(path: Path, cwd: Path) -> str:

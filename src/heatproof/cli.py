@@ -229,6 +229,18 @@ def export(what: str, folder: Path, sample: int, split: str, seed: int) -> None:
         click.echo(_short(path))
 
 
+@cli.command("export-cases")
+@BENCHMARK
+@click.argument("folder", type=click.Path(path_type=Path))
+@_settings
+def export_cases(benchmark: str, folder: Path, **settings: Any) -> None:
+    """Write a benchmark's cases, so that a rival can explain them elsewhere and come back as `precomputed`."""
+    from heatproof import handing
+
+    for path in handing.export_cases(_order(benchmark, **settings), folder):
+        click.echo(_short(path))
+
+
 @cli.command()
 def doctor() -> None:
     """Look at versions, device, extras and data folders; say what to type where something is wrong."""
