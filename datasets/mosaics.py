@@ -21,7 +21,9 @@ class Mosaics:
     """``count`` mosaics of ``grid`` x ``grid`` cells of ``cell`` px, each cell another class, drawn by ``seed``.
 
     ``images`` is a zip of files named WNID_label.EXT, one class each. An object's name is its wnid, its mask the
-    whole cell: a map that answers for one class should stay in that class's cell.
+    whole cell: a map that answers for one class should stay in that class's cell. The objects are listed from a cell
+    drawn at random on, so that a policy which asks about one of them (all are equally large) asks about any place:
+    were it always the same, a map of another mosaic would do as well.
     """
 
     images: str
@@ -50,9 +52,13 @@ class Mosaics:
             raise Refused(f"{path}: found {len(names)} images, a mosaic needs {cells}")
         dice = np.random.default_rng(self.seed)
         drawn = [dice.choice(len(names), cells, replace=False) for _ in range(self.count)]
-        return [self._sample(i, path, [names[k] for k in picks]) for i, picks in enumerate(drawn)]
+        starts = dice.integers(cells, size=self.count).tolist()
+        return [
+            self._sample(i, path, [names[k] for k in picks], start)
+            for i, (picks, start) in enumerate(zip(drawn, starts, strict=True))
+        ]
 
-    def _sample(self, number: int, path: Path, names: list[str]) -> Sample:
+    def _sample(self, number: int, path: Path, names: list[str], start: int) -> Sample:
         things = []
         for k, name in enumerate(names):
             y, x = (self.cell * v for v in divmod(k, self.grid))
@@ -61,7 +67,7 @@ class Mosaics:
             box = (float(x), float(y), float(x + self.cell), float(y + self.cell))
             things.append(Object(name.split("_")[0], box, mask))
         read = partial(_draw, path, tuple(names), self.grid, self.cell)
-        return Sample(f"mosaic{number:03d}", read, objects=tuple(things))
+        return Sample(f"mosaic{number:03d}", read, objects=(*things[start:], *things[:start]))
 
 
 def _draw(path: Path, names: tuple[str, ...], grid: int, cell: int) -> np.ndarray:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,3 +54,54 @@ def test_forwards_of_a_case(name, tmp_path):
     assert answer.cases == 2
     each = rows["forward"] / answer.cases
     assert 100 < each <= BUDGET[model.family]
+
+
+def stored(folder):
+    """How many scores the working store holds."""
+    path = folder / ".heatproof" / "demo.sqlite"
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(path)) as db:
+            return db.execute("SELECT count(*) FROM scores").fetchone()[0]
+    except sqlite3.OperationalError:  # the table is being made
+        return 0
+
+
+@pytest.mark.slow
+def test_killed_three_times_the_table_is_the_undisturbed_one(tmp_path):
+    """By SIGKILL, the whole process group at once, as an out-of-memory killer would; a chunk is one image."""
+    command = Path(sys.executable).with_name("heatproof")
+
+    def start(folder, workers):
+        return subprocess.Popen(
+            [command, "run", "demo", "--limit", "4", "--set", "chunk=1", "--workers", str(workers)],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        (folder / "benchmarks").mkdir(parents=True)
+        shutil.copy(ROOT / "benchmarks" / "demo.toml", folder / "benchmarks")
+    kept = [0]
+    for workers in (1, 2, 1):
+        work = start(killed, workers)
+        while stored(killed) <= kept[-1] and work.poll() is None:
+            time.sleep(0.02)
+        assert work.poll() is None, work.communicate()[1].decode()
+        os.killpg(work.pid, signal.SIGKILL)
+        work.communicate()
+        kept.append(stored(killed))
+    assert kept == sorted(set(kept))
+    assert not (killed / ".heatproof" / "demo.csv").exists()
+    for folder in (killed, whole):
+        last = start(folder, 2)
+        _, said = last.communicate()
+        assert last.returncode == 0, said.decode()
+    assert kept[-1] < stored(whole) == stored(killed)
+    for name in ("demo.csv", "demo.curves.csv"):
+        assert (killed / ".heatproof" / name).read_bytes() == (whole / ".heatproof" / name).read_bytes()

@@ -50,10 +50,7 @@ class Part:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every field with its value, defaults included; nested parts by their own class and settings.
-
-        Folders of [data] stay names ("{maps}"): where they lie on a machine can move no number.
-        """
+        """Every field with its value, nested parts too; a folder of [data] stays a name: "{maps}"."""
         named = {k: v for k, v in self.entry.items() if isinstance(v, str) and "{" in v}
         return {k: named.get(k, v) for k, v in settings_of(self.made).items()}
 

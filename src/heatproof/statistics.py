@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ NORMAL = statistics.NormalDist()
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The defined rows of one cell: value [n], parts {name: [n]}, and where each row belongs.
+    """The defined rows of one cell: value [n], parts {name: [n] or [n, K]}, and where each row belongs.
 
     ``sample`` [n] numbers the photographs from 0 to ``samples`` - 1, ``group`` [n] the pairs of photograph
     and thing asked about, ``trial`` [n] the pairs of replicate and case, ``replicate`` [n] the training seeds.
@@ -103,14 +104,16 @@ class Numbering:
         )
 
 
-def _part(records: Sequence[Record], name: str, how: str) -> Array:
+def _part(records: Sequence[Record], name: str, how: str) -> npt.NDArray[Any]:
+    if name == "about":  # a column of every record
+        return np.array([r.about for r in records])
     for r in records:
         if name not in r.parts:
             raise ValueError(
                 f"{r.column} of {r.explainer} on case {r.case}: the reducer {how!r} reads the parts "
                 f"{list(PARTS[how])}, the row has {sorted(r.parts)}; let the metric give Value(parts=...)"
             )
-    return np.array([float(r.parts[name]) for r in records], dtype=np.float64)
+    return np.array([r.parts[name] for r in records], dtype=np.float64)
 
 
 # ---------------------------------------------------------------- reducers: rows, weights [B, S] -> [B]
@@ -119,11 +122,13 @@ Reducer = Callable[[Rows, Array], Array]
 
 
 def _share(top: Array, bottom: Array) -> Array:
-    share: Array = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    share: Array = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
     return share
 
 
 def _by_sample(rows: Rows, weight: Array | None = None) -> Array:
+    if weight is not None and weight.ndim == 2:
+        return np.stack([_by_sample(rows, column) for column in weight.T], axis=1)
     return np.bincount(rows.sample, weight, rows.samples).astype(np.float64)
 
 
@@ -133,9 +138,24 @@ def mean(rows: Rows, weights: Array) -> Array:
 
 
 def pooled_ratio(rows: Rows, weights: Array) -> Array:
-    """Sum of ``num`` over sum of ``den``: large objects count more than small ones."""
+    """Sum of ``num`` over sum of ``den``: large objects count more; lists give the mean of their ratios (mIoU)."""
     num, den = (_by_sample(rows, rows.parts[part]) for part in ("num", "den"))
-    return _share(weights @ num, weights @ den)
+    share = _share(weights @ num, weights @ den)
+    return share if share.ndim == 1 else share.mean(1)
+
+
+def pooled_precision(rows: Rows, weights: Array) -> Array:
+    """Average precision of one curve: ``num`` hits of ``den`` pixels at K falling thresholds, all at the last."""
+    hits, hot = (weights @ _by_sample(rows, rows.parts[part]) for part in ("num", "den"))
+    each = np.diff(hits, axis=1, prepend=0.0) * hits / np.maximum(hot, 1.0)  # 0 where no pixel is hot yet
+    return _share(each.sum(1), hits[:, -1])
+
+
+def class_mean(rows: Rows, weights: Array) -> Array:
+    """The mean over things asked about of the mean over their rows: a rare class counts as much as a common one."""
+    each = (_spread(rows, rows.parts["about"], part) for part in (rows.value, np.ones(len(rows))))
+    sums, counts = (weights @ part for part in each)
+    return _share(np.nan_to_num(_share(sums, counts)).sum(1), np.count_nonzero(counts, axis=1) * 1.0)
 
 
 def max_by(rows: Rows, weights: Array) -> Array:
@@ -178,20 +198,25 @@ def _spread(rows: Rows, levels: Array, weight: Array) -> Array:
 REDUCERS: Mapping[str, Reducer] = {
     "mean": mean,
     "pooled_ratio": pooled_ratio,
+    "pooled_precision": pooled_precision,
+    "class_mean": class_mean,
     "max_by": max_by,
     "roc_auc": roc_auc,
     "rank_correlation": rank_correlation,
 }
-PARTS = {"pooled_ratio": ("num", "den"), "roc_auc": ("label", "score"), "rank_correlation": ("x", "y")}
-CASEWISE = ("mean", "pooled_ratio", "max_by")  # a row's own value is on the scale of the result
-ROWS_AT_ONCE = 4_000_000  # bounds the memory of the two reducers that spread rows over all draws
+PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(("pooled_ratio", "pooled_precision"), ("num", "den"))
+PARTS |= {"class_mean": ("about",), "roc_auc": ("label", "score"), "rank_correlation": ("x", "y")}
+# a row's own value is on the scale of the result
+CASEWISE = ("mean", "pooled_ratio", "pooled_precision", "class_mean", "max_by")
+SPREADING = ("roc_auc", "rank_correlation", "class_mean")  # rows over all draws
+ROWS_AT_ONCE = 4_000_000  # bounds the memory of the reducers that spread
 
 
 def over(how: str, rows: Rows, photographs: Array, seeds: Array) -> Array:
     """[B]: reduce each replicate under the photographs' weights [B, S], then average by ``seeds`` [B, R]."""
     if len(rows) == 0:
         return np.full(len(photographs), np.nan)
-    step = max(1, ROWS_AT_ONCE // max(len(rows), 1)) if how not in CASEWISE else len(photographs)
+    step = max(1, ROWS_AT_ONCE // max(len(rows), 1)) if how in SPREADING else len(photographs)
     if rows.replicates == 1:
         blocks = [photographs[i : i + step] for i in range(0, len(photographs), step)]
         return np.concatenate([REDUCERS[how](rows, block) for block in blocks])

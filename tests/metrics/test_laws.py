@@ -11,7 +11,9 @@ from heatproof.contract import Explanation, Metric, Score
 from heatproof.metrics.correctness import Correctness
 from heatproof.metrics.deletion import Deletion
 from heatproof.metrics.localization import Localization
+from heatproof.metrics.mosaic import GridPointing
 from heatproof.metrics.randomisation import Randomisation
+from heatproof.metrics.segmentation import Segmentation
 from heatproof.metrics.text_deletion import TextDeletion
 
 METRICS = [
@@ -23,6 +25,9 @@ METRICS = [
     Correctness(),
     Correctness(as_released=True, within="masks", pool="sum"),
     Randomisation(levels=2),
+    Segmentation(instances="any"),
+    Segmentation(upsample="none", sign="abs"),
+    GridPointing(smooth=3),
     TextDeletion(),
     TextDeletion(removal="attention"),
 ]
