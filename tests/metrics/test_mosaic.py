@@ -133,13 +133,25 @@ def test_on_mosaics_of_the_shelf(toys, tmp_path):
             archive.write(tmp_path / "one.png", f"n{i:02d}_thing.png")
     (sample,) = mosaics(str(tmp_path / "some.zip"), count=1, grid=3, cell=16).samples()
     frame = Frame(size=40, mode="squash")
-    for number, thing in enumerate(sample.objects):
+    assert len({thing.box for thing in sample.objects}) == 9
+    for thing in sample.objects:
         mask = frame.mask(thing.mask)
         heat = torch.zeros(3, 3)
-        heat[number // 3, number % 3] = 1.0
+        heat[int(thing.box[1]) // 16, int(thing.box[0]) // 16] = 1.0
         found = ask(toys, heat, mask, GridPointing(grid=3, upsample="nearest"), channels=3)
         assert found["grid_argmax"] == 1.0
         assert found["grid_pointing"] > 0.9  # 13.33 px a cell: pixels are whole, and so are those of the map
+
+
+def test_mosaics_ask_about_any_cell(tmp_path):
+    """A map of another mosaic must not do well because the asked cell is always the same."""
+    mosaics = shelf.find("datasets", "mosaics", Place(Path.cwd(), Path.cwd()), "tests")
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for i in range(4):
+            archive.writestr(f"n{i:02d}_thing.png", b"")
+    first = [s.objects[0].box for s in mosaics(str(tmp_path / "some.zip"), count=40).samples()]
+    assert min(first.count(box) for box in set(first)) >= 4
+    assert len(set(first)) == 4
 
 
 @settings(deadline=None)
