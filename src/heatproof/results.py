@@ -68,7 +68,8 @@ def freeze(result: Result, workspace: Path, before: Result | None, reason: str) 
         raise Refused(f"{len(result.run['failures'])} cells failed: an incomplete result is not frozen")
     folder = workspace / "results"
     written = []
-    for part in PARTS[:3]:
+    # example maps show the pictures themselves: photographs stay in the working folder, out of repository and wheel
+    for part in PARTS[: 3 if result.run["kind"] == "instrument" else 2]:
         source = result.folder / f"{result.name}{part}"
         if source.exists():
             write_whole(folder / f"{result.name}{part}", source.read_bytes())
