@@ -176,7 +176,9 @@ def test_folders_of_data_come_from_the_command_the_environment_or_the_spec(world
     edit(toml, "[targets]", '[data]\npictures = "../pictures"\n[targets]')
 
     def note(**settings):
-        return spec.read("toy", world, **settings).explainers[0].settings["note"]
+        part = spec.read("toy", world, **settings).explainers[0]
+        assert part.settings["note"] == "{pictures}/x.zip"  # no path of a machine in keys and run.json
+        return part.made.note
 
     assert note() == str(world / "pictures" / "x.zip")
     monkeypatch.setenv("HEATPROOF_DATA_PICTURES", str(world / "env"))

@@ -167,6 +167,24 @@ def regress(benchmark: str, freeze: bool, reason: str, **settings: Any) -> None:
     sys.exit(verdict.exit_code)
 
 
+@cli.command()
+@BENCHMARK
+@click.option(
+    "--column", default="", help="METRIC.VALUE; the first of the spec's headline where none is named"
+)
+@click.option(
+    "--vary", multiple=True, metavar="SETTING=A,B", help="e.g. steps=5,10 or ties=0,1; else the usual choices"
+)
+@_settings
+def multiverse(benchmark: str, column: str, vary: tuple[str, ...], **settings: Any) -> None:
+    """How stable is a ranking under every admissible setting of its metric? Maps are computed once."""
+    from heatproof import multiverse as universe
+
+    lines, files = universe.run(_order(benchmark, **settings), column, universe.choices(vary))
+    for line in [*lines, *map(_short, files)]:
+        click.echo(line)
+
+
 @cli.command("list")
 @click.argument(
     "what",

@@ -1,7 +1,8 @@
-"""Does a TOML value suit the type of a dataclass field?"""
+"""TOML values and the types of dataclass fields: does one suit the other, and what was typed?"""
 
 from __future__ import annotations
 
+import tomllib
 import types
 import typing
 from typing import Any, Literal
@@ -40,3 +41,15 @@ def readable(hint: Any) -> str:
     """
     plain = typing.get_origin(hint) is None
     return str(getattr(hint, "__name__", hint)) if plain else str(hint).replace("typing.", "")
+
+
+def typed(text: str) -> Any:
+    """What was typed on the command line as a value: TOML where it is TOML, else a string.
+
+    >>> typed("0.5"), typed("true"), typed("blur")
+    (0.5, True, 'blur')
+    """
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -47,6 +47,30 @@ def bench_of(order: Order, store: Path) -> Bench:
     return Bench(asked, store, order.device, order.limit, known)
 
 
+def answers(
+    make: Callable[[], Bench], path: Path, workers: int, progress: Callable[[int], Progress]
+) -> tuple[Bench, list[Answer]]:
+    """What every job found, in the order of the samples; each chunk is in the store before the next is looked at."""
+    store = Store(path, write=True)
+    pool = executors.Workers(workers, make) if workers > 1 else None
+    found: list[Answer] = []
+    try:
+        bench = make()
+        with progress(len(bench.jobs())) as bar:
+            for jobs in (bench.fits(), bench.jobs()):
+                for answer in pool.run(jobs) if pool else executors.serial(bench, jobs):
+                    store.add(answer.news)
+                    if answer.job.fit is None:
+                        found.append(answer)
+                        bar.done(answer)
+    finally:
+        if pool:
+            pool.close()
+        store.close()
+    found.sort(key=lambda a: (a.job.first, a.job.model))
+    return bench, found
+
+
 def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
     """Everything a benchmark asks for; resumes by itself where an earlier run was cut off."""
     began = time.perf_counter()
@@ -55,31 +79,13 @@ def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
     path = place / f"{asked.name}{'.fresh' if order.fresh else ''}.sqlite"
     if order.fresh:
         path.unlink(missing_ok=True)
-    store = Store(path, write=True)
-    make = partial(bench_of, order, path)
-    workers = executors.Workers(order.workers, make) if order.workers > 1 else None
-    try:
-        bench = make()
-        answers: list[Answer] = []
-        with progress(len(bench.jobs())) as bar:
-            for jobs in (bench.fits(), bench.jobs()):
-                found = workers.run(jobs) if workers else executors.serial(bench, jobs)
-                for answer in found:
-                    store.add(answer.news)
-                    if answer.job.fit is None:
-                        answers.append(answer)
-                        bar.done(answer)
-    finally:
-        if workers:
-            workers.close()
-        store.close()
-    answers.sort(key=lambda a: (a.job.first, a.job.model))
+    bench, found = answers(partial(bench_of, order, path), path, order.workers, progress)
     result = Result(
         asked.name,
-        settled(r for a in answers for r in a.records),
-        [curve for a in answers for curve in a.curves],
-        provenance.story(asked, order, bench, answers, time.perf_counter() - began),
+        settled(r for a in found for r in a.records),
+        [curve for a in found for curve in a.curves],
+        provenance.story(asked, order, bench, found, time.perf_counter() - began),
         place,
     )
-    provenance.write(result, answers)
+    provenance.write(result, found)
     return result

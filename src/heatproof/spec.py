@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from heatproof import shelf
 from heatproof.errors import Refused, unknown
-from heatproof.fields import fits, readable
+from heatproof.fields import fits, readable, typed
 from heatproof.shelf import Place
 
 KINDS = ("instrument", "photographs", "replay")
@@ -154,10 +153,7 @@ def _set(raw: dict[str, Any], change: str, where: str) -> None:
     target, sep, text = change.partition("=")
     if not sep:
         raise Refused(f"--set {change}: found no '='; write for example metrics.deletion.steps=50")
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = typed(text)
     head, *rest = target.split(".")
     if head not in KEYS:
         raise unknown(f"--set {change}", "key of a spec", head, KEYS)
