@@ -6,6 +6,7 @@ Reads records and the kept example maps only; no torch.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ class Panel:
 
 def _sheet(rows: Sequence[Sequence[Panel]], title: str = "", side: int = 224) -> Figure:
     """Panels in rows, as one raster with text: a grid of axes takes seconds to lay out."""
-    gap, foot, head = 12, 34, 30 if title else 0
+    lines = max(p.below.count("\n") for row in rows for p in row) + 1
+    gap, foot, head = 12, 12 + 22 * lines, 30 if title else 0
     wide = max(p.picture.shape[1] for row in rows for p in row) + gap
     high = side + foot
     size = (head + high * len(rows), wide * max(map(len, rows)) - gap)
@@ -121,8 +123,15 @@ def _sheet(rows: Sequence[Sequence[Panel]], title: str = "", side: int = 224) ->
                 axis.imshow(
                     panel.picture, extent=(x, x + across, y + side, y), interpolation="none", aspect="auto"
                 )
+                longest = max(map(len, panel.below.split("\n")))
                 axis.text(
-                    x + across / 2, y + side + 5, panel.below, ha="center", va="top", color=panel.colour
+                    x + across / 2,
+                    y + side + 5,
+                    panel.below,
+                    ha="center",
+                    va="top",
+                    color=panel.colour,
+                    fontsize=min(8.5, 8.5 * across / (7.6 * longest)),  # inside its column
                 )
         axis.set(xlim=(-gap, size[1] + gap), ylim=(size[0] + gap, -gap))
     return figure
@@ -136,7 +145,8 @@ def strip_figure(summary: Summary) -> Figure | None:
         return None
     sheet = []
     for example, block in rows:
-        cells = [Panel(framed(example.image, example.evidence, SIDE), f"{example.model}: {example.about}")]
+        said = textwrap.shorten(example.about, 24, placeholder=" …")
+        cells = [Panel(framed(example.image, example.evidence, SIDE), f"{example.model}\n{said}")]
         for name in chosen(example, block):
             picture = overlay(example.image, example.maps[name], example.evidence, SIDE)
             cells.append(Panel(picture, name, MUTED if name in block.controls else INK))

@@ -35,6 +35,9 @@ def latest(name: str, cwd: Path) -> tuple[Result, Path]:
         if name not in known:
             raise unknown("heatproof report", "benchmark", name, known)
         raise Refused(f"there is no result of {name} yet. Type: heatproof run {name}")
+    if len(found) == 2 and found[0].records == found[1].records:
+        # the same numbers; only the working folder keeps example maps of photographs
+        return found[0], workspace
     return max(found, key=lambda r: str(r.run["made"])), workspace
 
 
