@@ -36,6 +36,7 @@ __all__ = [
     "Unsuited",
     "Value",
     "Watched",
+    "Without",
     "explain",
 ]
 
@@ -49,12 +50,14 @@ class Object:
 
     ``mask`` is bool [H, W] in the image's own size, or None where the data set has boxes alone.
     ``ignore`` marks crowds and unsure regions: neither evidence nor background.
+    ``without()`` draws the image as if the thing had never been there, for data sets that can.
     """
 
     name: str
     box: tuple[float, float, float, float]
     mask: np.ndarray | None = None
     ignore: bool = False
+    without: Callable[[], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Sample:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """A hash of every byte that can move a number: pixels, names, boxes, masks, texts."""
+        """A hash of every byte that can move a number: pixels, also without each thing, names, boxes, masks, texts."""
         seal = blake2b(digest_size=16)
         seal.update(np.ascontiguousarray(self.read()).tobytes())
         seal.update(repr((self.id, self.label, self.captions, self.rationales)).encode())
@@ -81,6 +84,8 @@ class Sample:
             seal.update(repr((thing.name, tuple(map(float, thing.box)), thing.ignore)).encode())
             if thing.mask is not None:
                 seal.update(np.packbits(thing.mask).tobytes())
+            if thing.without is not None:
+                seal.update(b"without" + np.ascontiguousarray(thing.without()).tobytes())
         for name in sorted(self.extras):
             value = self.extras[name]
             raw = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
@@ -114,6 +119,18 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Without:
+    """A thing of a case's image, in the model's geometry: where it is, and the input as if it had never been there.
+
+    ``pixels()`` draws float32 [C, H, W], normalised, and is called only when it is needed.
+    """
+
+    name: str
+    mask: Tensor  # bool [H, W]
+    pixels: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """One question about one sample, put to one model, in that model's own input geometry.
 
@@ -135,6 +152,7 @@ class Case:
     ignore: Tensor | None = None  # bool [H, W]
     evidence_text: Tensor | None = None  # bool [T]
     cut: float | None = None  # share of the evidence that the model's crop cut away
+    without: tuple[Without, ...] | None = None  # every thing that the data set can leave out; None: it cannot
     seed: int = 0  # the spec's seed
     charge: str = ""  # whose cost the work on this case is, where it is not its own
     other: Callable[[], Case] | None = None  # a case of another image, for the `swapped` control

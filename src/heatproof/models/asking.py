@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from heatproof.contract import Refused, Sample
+from heatproof.contract import Object, Refused, Sample, Without
 from heatproof.geometry import Frame
 
 
@@ -38,16 +39,17 @@ def pixels(sample: Sample, frame: Frame) -> tuple[torch.Tensor, tuple[int, int]]
 
 
 def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple[int, int]) -> dict[str, Any]:
-    """The annotated instances with one of these names: a Case's ``evidence``, ``boxes``, ``ignore``, ``cut``.
+    """What is annotated, for a Case: ``evidence``, ``boxes``, ``ignore``, ``cut`` of the instances with one of these names.
 
     Nothing at all where the sample carries no annotation; zero planes where it does but not of these names.
-    An object that has a box but no mask counts as its filled box.
+    An object that has a box but no mask counts as its filled box. ``without`` is every object, whatever its name,
+    that the data set can draw the image without.
     """
     if not sample.objects:
         return {}
     meant = [o for o in sample.objects if o.name in names and not o.ignore]
     crowds = [o for o in sample.objects if o.name in names and o.ignore]
-    masks = [o.mask if o.mask is not None else _filled(o.box, source) for o in meant]
+    masks = [_mask(o, source) for o in meant]
     planes = [frame.mask(mask) for mask in masks]
     size = planes[0].shape if planes else frame.mask(np.zeros(source, bool)).shape
     found: dict[str, Any] = {
@@ -56,16 +58,28 @@ def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple
         "cut": frame.cut(np.logical_or.reduce(masks)) if masks else None,
     }
     if crowds:
-        hidden = [o.mask if o.mask is not None else _filled(o.box, source) for o in crowds]
-        found["ignore"] = frame.mask(np.logical_or.reduce(hidden))
+        found["ignore"] = frame.mask(np.logical_or.reduce([_mask(o, source) for o in crowds]))
+    drawn = [
+        (o, partial(_without, o, frame)) for o in sample.objects if o.without is not None and not o.ignore
+    ]
+    if drawn:
+        found["without"] = tuple(Without(o.name, frame.mask(_mask(o, source)), draw) for o, draw in drawn)
     return found
 
 
-def _filled(box: tuple[float, float, float, float], source: tuple[int, int]) -> np.ndarray:
+def _mask(thing: Object, source: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] of the source; the filled box of an object that has no mask."""
+    if thing.mask is not None:
+        return thing.mask
     mask = np.zeros(source, bool)
-    x0, y0, x1, y1 = (round(v) for v in box)
+    x0, y0, x1, y1 = (round(v) for v in thing.box)
     mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
     return mask
+
+
+def _without(thing: Object, frame: Frame) -> torch.Tensor:
+    assert thing.without is not None
+    return frame.image(thing.without())
 
 
 def mentions(word: str, names: Iterable[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from heatproof.contract import Object, Sample
@@ -23,8 +25,8 @@ def sample(knobs: Knobs, masked: float, split: str, seed: int, index: int) -> Sa
         label=main.kind,
         captions=scene.captions(),
         objects=tuple(
-            Object(thing.kind, box(mask), mask if with_masks else None)
-            for thing, mask in zip(scene.things, scene.masks(), strict=True)
+            Object(thing.kind, box(mask), mask if with_masks else None, without=partial(scene.render, index))
+            for index, (thing, mask) in enumerate(zip(scene.things, scene.masks(), strict=True))
         ),
         rationales=scene.rationales(),
         extras={"background": scene.background, "colour": main.colour, "scene": scene},
