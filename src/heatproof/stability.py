@@ -186,7 +186,7 @@ def figure(universes: Sequence[Multiverse], column: str) -> Figure:
             ax.set_xlabel("rank; bar: mean")
             ax.tick_params(length=0)
             ax.set_title(
-                f"{universe.model}, {len(universe.settings)} settings, W {universe.w:.2f}", color=INK
+                f"{universe.model}\n{len(universe.settings)} settings, W {universe.w:.2f}", color=INK
             )
         picture.suptitle(
             f"{column} under every admissible setting", fontsize=9, color=MUTED, x=0.01, ha="left"

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from heatproof.contract import Explanation, Metric, Score
+from heatproof.metrics.confidence import Confidence
 from heatproof.metrics.correctness import Correctness
 from heatproof.metrics.deletion import Deletion
+from heatproof.metrics.flipping import PixelFlipping
+from heatproof.metrics.irof import Irof
 from heatproof.metrics.localization import Localization
 from heatproof.metrics.mosaic import GridPointing
 from heatproof.metrics.randomisation import Randomisation
+from heatproof.metrics.road import Road
 from heatproof.metrics.segmentation import Segmentation
 from heatproof.metrics.text_deletion import TextDeletion
 
@@ -28,6 +32,10 @@ METRICS = [
     Segmentation(instances="any"),
     Segmentation(upsample="none", sign="abs"),
     GridPointing(smooth=3),
+    Road(shares=(0.2, 0.6)),
+    Irof(cells=3),
+    Confidence(),
+    PixelFlipping(steps=3),
     TextDeletion(),
     TextDeletion(removal="attention"),
 ]

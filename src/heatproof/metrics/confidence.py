@@ -1,0 +1,249 @@
+"""Confidence: what is left of the score where only what the map shows is left to see? (faithfulness)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heatproof import geometry
+from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
+from heatproof.errors import NO_TEXT
+from heatproof.metrics import baselines, maps, ranking, rows, spaces
+from heatproof.metrics.maps import Undefined
+from heatproof.metrics.text_deletion import removable
+
+OUTPUTS = ("probability", "native", "cosine")
+MASKS = {"pixel": "black", "normalised": "mean"}  # what a pixel of weight 0 becomes, a rule of baselines
+RELATIVE, ABSOLUTE = "relative", "absolute"
+NAMES = ("drop", "increase", "gain")  # of each side's values
+NO_RATIO = "the untouched score is not above 0: there is no ratio to it"
+
+
+def scaled(heat: Tensor, how: str = "minmax") -> Tensor:
+    """A map as weights from 0 to 1: heat [...] finite -> float64 of the same shape.
+
+    - "minmax": the least value becomes 0 and the greatest 1. Undefined is raised for a constant map
+    - "max": divided by the greatest value, what is negative becomes 0. Undefined where nothing is positive
+
+    Values tied with the greatest have weight 1: rounding neither dims a plateau nor makes a constant map look cut.
+
+    >>> scaled(torch.tensor([1.0, 2.0, 3.0])).tolist(), scaled(torch.tensor([-1.0, 2.0, 4.0]), "max").tolist()
+    ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0])
+    """
+    heat = heat.clamp(min=0) if how == "max" else heat
+    highest = ranking.maxima(heat)
+    low, top = (float(heat.min()) if how == "minmax" else 0.0), float(heat.max())
+    if top <= low or (how == "minmax" and highest.all()):
+        raise Undefined("a constant map cannot be scaled" if how == "minmax" else "no positive relevance")
+    return ((heat.double() - low) / (top - low)).masked_fill(highest, 1)
+
+
+def weighted(image: Tensor, blank: Tensor, weight: Tensor) -> Tensor:
+    """The image where the weight is 1, the blank where it is 0, and mixed by the weight in between.
+
+    image, blank [C, H, W], weight [H, W] in 0 to 1. With a black blank this is the photograph times the weight, in
+    whatever way the model normalises it; with zeros the normalised image times the weight.
+
+    >>> weighted(torch.tensor([[[2.0, 2.0]]]), torch.tensor([[[-1.0, -1.0]]]), torch.tensor([[1.0, 0.5]])).tolist()
+    [[[2.0, 0.5]]]
+    """
+    return torch.lerp(blank.double(), image.double(), weight.double()).to(image.dtype)
+
+
+def drop(clean: float, shown: float, rule: str = RELATIVE) -> float:
+    """How much of the score is lost when only what the map shows is left; 0 where nothing is.
+
+    clean: the untouched image's score; shown: that of the explanation map.
+
+    - "relative": max(0, clean - shown) / clean, 0 to 1 for scores that are not negative (Chattopadhay et al. 2018,
+      Grad-CAM++: Average Drop is its mean in per cent). NaN where clean is not above 0
+    - "absolute": max(0, clean - shown), in units of the score (M2IB's released code)
+
+    >>> drop(0.5, 0.25), drop(0.5, 0.25, "absolute"), drop(0.5, 0.75)
+    (0.5, 0.25, 0.0)
+    """
+    lost = max(0.0, clean - shown)
+    if rule == ABSOLUTE:
+        return lost
+    return lost / clean if clean > 0 else math.nan
+
+
+def increase(clean: float, shown: float) -> float:
+    """1 where the score rises, else 0; its mean is Increase in Confidence (Chattopadhay et al. 2018, Grad-CAM++).
+
+    >>> increase(0.5, 0.75), increase(0.5, 0.5)
+    (1.0, 0.0)
+    """
+    return float(shown > clean)
+
+
+def gain(clean: float, shown: float, rule: str = RELATIVE) -> float:
+    """How much the score gains when only what the map shows is left; 0 where it does not.
+
+    - "relative": max(0, shown - clean) / (1 - clean), 0 to 1, for scores of at most 1 (Zhang et al. 2023, Opti-CAM:
+      Average Gain is its mean in per cent). A clean score of 1 has nothing to gain: 0
+    - "absolute": max(0, shown - clean), in units of the score
+
+    >>> gain(0.5, 0.75), gain(0.5, 0.75, "absolute"), gain(0.5, 0.25)
+    (0.5, 0.25, 0.0)
+    """
+    won = max(0.0, shown - clean)
+    if rule == ABSOLUTE:
+        return won
+    return won / (1 - clean) if clean < 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Average Drop and Increase in Confidence (Grad-CAM++) and Average Gain (Opti-CAM): the input times its map.
+
+    The pooled, enlarged and signed map is scaled to 0 ... 1 and multiplied with the image; the score of what that
+    leaves is compared with the untouched one. One row a case beside the untouched score, and another for the text.
+
+    - ``image_drop``: what the score loses; lower is better
+    - ``image_increase``: whether it rises, so that the mean is the share of cases; higher is better
+    - ``image_gain``: what it gains; higher is better
+    - ``text_drop``, ``text_increase``, ``text_gain``: the same with the token embeddings times their relevance
+
+    ``drop``: relative (the papers) | absolute (M2IB: plain differences). The unit hangs on it: relative values are
+    shares, and increase is 0 or 1; absolute ones are times 100, as M2IB gives them (cosine points x 100), and increase
+    is 0 or 100. ``output``: probability (the papers) | native | cosine (native, refused where that is none).
+    ``image_mask``: pixel (the photograph is multiplied: what is hidden turns black; Grad-CAM++) | normalised (the
+    model's input is: it turns the mean colour; M2IB, pytorch-grad-cam, torch-cam). ``scale``: minmax | max. ``sign``:
+    positive, as CAMs are rectified; "signed" with minmax hides the most negative alone. ``text_mask``: "" (no text
+    values) | embedding (``model.score_text`` with soft weights; special tokens keep weight 1, and so do, for a
+    captioner, the word that is scored and those after it).
+
+    Undefined: no map, NaN in it, one that cannot be scaled (minmax: constant; max: nothing positive), a score that is
+    not finite; relative drop where the untouched score is not above 0 (always so for a native log-probability), and
+    relative gain where 1 is no upper bound (a native logit or log-probability). Text values: no text relevance, no
+    token that may be removed, a model that reads no text. A ratio of logits is given where it can be, and means little.
+    Known criticism: a map that is 1 everywhere is perfect, so broad maps are favoured, also such as know nothing of the
+    model (Poppi et al. 2021); one pixel of the map sets the scale of all others.
+    """
+
+    output: str = "probability"
+    drop: str = RELATIVE
+    image_mask: str = "pixel"
+    scale: str = "minmax"
+    text_mask: str = ""
+    pool: str = "sum"
+    sign: str = "positive"
+    upsample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        maps.accept(self, "output", OUTPUTS)
+        maps.accept(self, "drop", (RELATIVE, ABSOLUTE))
+        maps.accept(self, "image_mask", tuple(MASKS))
+        maps.accept(self, "scale", ("minmax", "max"))
+        maps.accept(self, "text_mask", ("", "embedding"))
+        maps.accept(self, "pool", geometry.POOLS)
+        maps.accept(self, "sign", geometry.SIGNS)
+        maps.accept(self, "upsample", tuple(way for way in geometry.UPSAMPLES if way != "none"))
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        unit, cases = ("points x 100", "% of cases") if self.drop == ABSOLUTE else ("share", "share of cases")
+        told = (("lower", unit), ("higher", cases), ("higher", unit))
+        return tuple(
+            Measure(f"{side}_{name}", better, "faithfulness", unit=unit)
+            for side in ("image", "text")[: 2 if self.text_mask else 1]
+            for name, (better, unit) in zip(NAMES, told, strict=True)
+        )
+
+    def measure(self, trials: Sequence[Trial]) -> list[Score]:
+        if not trials:
+            return []
+        model = trials[0].model
+        if self.output == "cosine" and model.space != "cosine":
+            raise Unsuited(f"{model.name}'s score is a {model.space}, no cosine")
+        spaces.check(self._output, model)
+        if any(trial.case.pixels.ndim != 3 for trial in trials):
+            raise Unsuited(f"{model.name} reads region features: there are no pixels to multiply")
+        found = self._side("image", trials, self._image, self._image_scores)
+        if self.text_mask:
+            text = self._side("text", trials, self._keep, self._text_scores)
+            found = [one | other for one, other in zip(found, text, strict=True)]
+        return [Score(values) for values in found]
+
+    @property
+    def _output(self) -> str:
+        return "native" if self.output == "cosine" else self.output
+
+    def _side(
+        self,
+        side: str,
+        trials: Sequence[Trial],
+        mask: Callable[[Trial], Tensor],
+        ask: Callable[[Model, list[Case], list[Tensor]], list[float]],
+    ) -> list[dict[str, Value]]:
+        """The values of one side, case by case: mask what can be masked, and ask for all of it at once."""
+        model, found, masked = trials[0].model, {}, {}
+        for i, trial in enumerate(trials):
+            try:
+                masked[i] = mask(trial)
+            except Undefined as why:
+                found[i] = dict.fromkeys(NAMES, Value.undefined(str(why)))
+        if masked:
+            cases = [trials[i].case for i in masked]
+            clean = spaces.clean(self._output, model, cases).tolist()
+            shown = ask(model, cases, list(masked.values()))
+            for i, y, o in zip(masked, clean, shown, strict=True):
+                found[i] = self._values(model, y, o)
+        return [{f"{side}_{name}": value for name, value in found[i].items()} for i in range(len(trials))]
+
+    def _values(self, model: Model, clean: float, shown: float) -> dict[str, Value]:
+        if not (math.isfinite(clean) and math.isfinite(shown)):
+            return dict.fromkeys(NAMES, Value.undefined("not a finite number"))
+        unit = 100 if self.drop == ABSOLUTE else 1
+        bounded = self.drop == ABSOLUTE or self._output == "probability" or model.space == "cosine"
+        gained = gain(clean, shown, self.drop) if bounded else math.nan
+        return {
+            "drop": Value.of(unit * drop(clean, shown, self.drop), NO_RATIO),
+            "increase": Value.of(unit * increase(clean, shown)),
+            "gain": Value.of(unit * gained, f"a {model.space} has no upper bound of 1 to gain towards"),
+        }
+
+    # ------------------------------------------------------------------ the image
+
+    def _image(self, trial: Trial) -> Tensor:
+        heat = maps.read(trial, pool=self.pool, sign=self.sign, upsample=self.upsample)
+        blank = baselines.blank(MASKS[self.image_mask], trial.case, trial.model)
+        return weighted(trial.case.pixels.cpu(), blank.cpu(), scaled(heat, self.scale))
+
+    def _image_scores(self, model: Model, cases: list[Case], images: list[Tensor]) -> list[float]:
+        return rows.scored(self._output, model, zip(cases, images, strict=True))
+
+    # ------------------------------------------------------------------ the text
+
+    def _keep(self, trial: Trial) -> Tensor:
+        """The weight of each of the case's tokens, float [T]."""
+        case, answer = trial.case, trial.explanation
+        if trial.model.family == "classifier":
+            raise Undefined("the model reads no text")
+        if answer is None or answer.text is None:
+            raise Undefined(NO_TEXT)
+        if tuple(answer.text.shape) != (len(case.words),):
+            raise ValueError(
+                f"{trial.explainer!r} gave case {case.id} text relevance of shape {list(answer.text.shape)}, "
+                f"accepted is [{len(case.words)}], a value a token"
+            )
+        if not answer.text.isfinite().all():
+            raise Undefined("NaN or infinity in the text relevance")
+        free = [place for group in removable(case, trial.model.family) for place in group]
+        if not free:
+            raise Undefined("no token that may be removed")
+        relevance = geometry.read(answer.text.detach().cpu()[free][None], sign=self.sign)[0]
+        keep = torch.ones(len(case.words))
+        keep[free] = scaled(relevance, self.scale).float()
+        return keep
+
+    def _text_scores(self, model: Model, cases: list[Case], keeps: list[Tensor]) -> list[float]:
+        keep = torch.nn.utils.rnn.pad_sequence(keeps, batch_first=True, padding_value=1.0)
+        with torch.no_grad():
+            shown = model.score_text(keep, cases, self.text_mask)
+        return [float(o) for o in (shown.exp() if self._output == "probability" else shown)]
