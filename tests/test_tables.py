@@ -310,7 +310,8 @@ def test_metrics_of_the_model_itself_stand_beside_the_table(tmp_path):
 def test_an_unknown_reducer_is_named(tmp_path):
     odd = {"deletion": [{**synthetic.MEASURES["deletion"][0], "reduce": "median"}]}
     with pytest.raises(
-        ValueError, match=r"deletion\.srg: no reducer is named 'median'; there are \['class_mean', 'max_by', 'mean'"
+        ValueError,
+        match=r"deletion\.srg: no reducer is named 'median'; there are \['class_mean', 'max_by', 'mean'",
     ):
         summarise(synthetic.make(tmp_path, models=ONE, measures=odd))
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heatproof import Refused, shelf
+from heatproof import Refused, Trial, Unsuited, shelf
+from heatproof.metrics.randomisation import Randomisation
+from heatproof.metrics.robustness import Sensitivity
 from heatproof.records import read_records
 from heatproof.runner import Order, run
 
@@ -62,6 +64,18 @@ def test_text_of_another_length_and_a_missing_folder(tmp_path, families):
         Precomputed(str(tmp_path)).explain(model, [case])
     with pytest.raises(Refused, match="no folder"):
         Precomputed(str(tmp_path / "nowhere"))
+
+
+def test_it_cannot_be_asked_again_of_what_it_has_no_map_of(tmp_path, families):
+    """A randomised twin would get the very map back, and the sanity check would say 1."""
+    model, (case, *_) = families["resnet"]
+    np.save(tmp_path / f"{case.id}.npy", np.eye(4))
+    made = Precomputed(str(tmp_path))
+    answers = made.explain(model, [case])
+    with pytest.raises(Unsuited, match="cannot be asked again"):
+        Randomisation().measure([Trial(model, case, made, answers[0])])
+    with pytest.raises(Unsuited, match="cannot be asked again"):
+        Sensitivity().measure([Trial(model, case, made, answers[0])])
 
 
 def test_the_files_bytes_are_part_of_the_settings_and_the_place_is_not(tmp_path):

@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from heatproof.contract import Explanation, Metric, Score
+from heatproof.metrics.complexity import Complexity
 from heatproof.metrics.confidence import Confidence
 from heatproof.metrics.correctness import Correctness
 from heatproof.metrics.deletion import Deletion
+from heatproof.metrics.fidelity import FaithfulnessCorrelation, MuFidelity, SensitivityN
 from heatproof.metrics.flipping import PixelFlipping
+from heatproof.metrics.infidelity import Infidelity
 from heatproof.metrics.irof import Irof
 from heatproof.metrics.localization import Localization
 from heatproof.metrics.mosaic import GridPointing
 from heatproof.metrics.randomisation import Randomisation
+from heatproof.metrics.rationale import Rationale
 from heatproof.metrics.road import Road
+from heatproof.metrics.robustness import Sensitivity
 from heatproof.metrics.segmentation import Segmentation
 from heatproof.metrics.text_deletion import TextDeletion
 
@@ -36,9 +41,17 @@ METRICS = [
     Irof(cells=3),
     Confidence(),
     PixelFlipping(steps=3),
+    FaithfulnessCorrelation(subsets=12),
+    MuFidelity(subsets=12, cells=3),
+    SensitivityN(subsets=8),
+    Infidelity(),
+    Complexity(),
+    Sensitivity(),
+    Rationale(),
     TextDeletion(),
     TextDeletion(removal="attention"),
 ]
+TEXT = (TextDeletion, Rationale)
 WAYS = {"one by one": 1, "threes": 3, "all": 11}
 RANGES = {"localization": (0, 1), "correctness": (0, 1), "randomisation": (-1, 1)}
 
@@ -72,7 +85,7 @@ class Mixed:
 def world(toys, metric):
     """Eleven cases that differ in every way a case can, and the model that they are asked of."""
     chance = torch.Generator().manual_seed(4)
-    model = toys.dual() if isinstance(metric, TextDeletion) else toys.curved()
+    model = toys.dual() if isinstance(metric, TEXT) else toys.curved()
     cases = []
     for i in range(11):
         pixels = torch.randn(3, 6, 10, generator=chance)
@@ -129,12 +142,12 @@ def test_every_declared_value_is_there_and_in_range_or_has_a_reason(toys, metric
                 assert low <= value.number <= high
     for m in metric.measures:
         assert m.better in ("higher", "lower")
-        assert m.measures in ("faithfulness", "plausibility", "sanity")
+        assert m.measures in ("faithfulness", "plausibility", "sanity", "robustness", "complexity")
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=repr)
 def test_broken_and_missing_maps_have_no_number(toys, metric):
-    if isinstance(metric, TextDeletion):
+    if isinstance(metric, TEXT):
         broken = {"s8": "no text relevance"}
     else:
         broken = {"s5": "no image map", "s6": "NaN or infinity in the map"}
