@@ -59,7 +59,7 @@ def test_what_gives_a_metric_nothing_to_read_is_unsuited_to_it_once():
     found = settled(nothing)
     assert sorted(r.name for r in found) == ["text_deletion", "text_srg"]
     assert {(r.case, r.status, r.reason, r.key) for r in found} == {
-        ("", "unsuited", "ig gives no text relevance", "")
+        ("", "unsuited", "it gives no text relevance", "")
     }
 
 

@@ -126,7 +126,7 @@ def settled(records: Iterable[Record]) -> list[Record]:
     out = []
     for rows in cells.values():
         if all(r.status == "undefined" and r.reason in (NO_IMAGE, NO_TEXT) for r in rows):
-            why = f"{rows[0].explainer} gives {rows[0].reason}"
+            why = f"it gives {rows[0].reason}"
             rows = [
                 replace(
                     r,
