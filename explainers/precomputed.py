@@ -49,7 +49,9 @@ class Precomputed:
         object.__setattr__(self, "digest", seal.hexdigest())
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        if "~" in model.name or any(case.charge for case in cases):  # a twin, or a neighbour or partner of the case
+        if "~" in model.name or any(
+            case.charge for case in cases
+        ):  # a twin, or a neighbour or partner of the case
             raise Unsuited("maps from elsewhere cannot be asked again, of another model or another image")
         return [self._answer(model.name, case) for case in cases]
 

@@ -35,6 +35,7 @@ FILE = (
     / "vectors.json"
 )
 
+
 @pytest.fixture(scope="module")
 def vectors() -> dict[str, dict]:
     if not FILE.is_file():

@@ -1,9 +1,12 @@
-"""``heatproof list``: what is on each shelf, one line each."""
+"""``heatproof list``: what is on each shelf, one line each; and metrics at full length."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.metadata
+import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +33,29 @@ def lines(what: str, cwd: Path) -> Iterator[str]:
             yield f"{use:<28} {_settings(node)}  {said}  [{_where(path, cwd)}]"
     for entry in importlib.metadata.entry_points(group=f"heatproof.{what}"):
         yield f"{entry.name:<28} (installed: {entry.value})"
+
+
+def cards(cwd: Path) -> Iterator[str]:
+    """Every metric at full length, as Markdown: what it says of itself, settings with their defaults, what it measures.
+
+    ``docs/metrics.md`` holds these lines, and a test that they are the code's own.
+    """
+    place = Place(cwd, cwd)
+    for path in place.files("metrics").values():
+        for use in shelf.uses("metrics", path):
+            cls = shelf.find("metrics", use, place, "heatproof list metrics")
+            yield from ["", f"## {use}", "", inspect.cleandoc(cls.__doc__ or ""), ""]
+            told = [f for f in dataclasses.fields(cls) if f.init]
+            if told:
+                yield "Settings: " + ", ".join(f"`{f.name} = {json.dumps(f.default)}`" for f in told) + "."
+                yield ""
+            yield from [
+                "| value | better | measures | unit | a column is reduced by |",
+                "|---|---|---|---|---|",
+            ]
+            made = cls()
+            for m in made.measures:
+                yield f"| `{m.name}` | {m.better} | {m.measures} | {m.unit or '–'} | {m.reduce} |"
 
 
 def _classes(tree: ast.Module, verb: str) -> list[ast.ClassDef]:

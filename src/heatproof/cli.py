@@ -191,11 +191,14 @@ def multiverse(benchmark: str, column: str, vary: tuple[str, ...], **settings: A
     default="benchmarks",
     type=click.Choice(["explainers", "metrics", "models", "datasets", "benchmarks", "recipes"]),
 )
-def list_(what: str) -> None:
+@click.option("--long", "long_", is_flag=True, help="metrics only: definitions at full length, as Markdown")
+def list_(what: str, long_: bool) -> None:
     """What is on the shelves, one line each, with settings and source."""
-    from heatproof.catalogue import lines
+    from heatproof.catalogue import cards, lines
 
-    for line in lines(what, Path.cwd()):
+    if long_ and what != "metrics":
+        raise Refused(f"heatproof list {what} --long: found {what}, accepted is metrics")
+    for line in cards(Path.cwd()) if long_ else lines(what, Path.cwd()):
         click.echo(line)
 
 

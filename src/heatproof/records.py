@@ -123,7 +123,7 @@ def settled(records: Iterable[Record]) -> list[Record]:
     cells: dict[tuple[Any, ...], list[Record]] = {}
     for row in records:
         cells.setdefault((row.model, row.replicate, row.explainer, row.metric), []).append(row)
-    out = []
+    out: list[Record] = []
     for rows in cells.values():
         if all(r.status == "undefined" and r.reason in (NO_IMAGE, NO_TEXT) for r in rows):
             why = f"it gives {rows[0].reason}"

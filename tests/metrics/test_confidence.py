@@ -152,7 +152,7 @@ def test_it_is_the_slow_twin(toys, mask, scale, drop, record_property):
         for name, value in expected.items():
             worst = max(worst, abs(score.values[name].number - value))
     print(f"largest deviation from the slow twin ({mask}, {scale}, {drop}): {worst:.1e}")
-    record_property("deviation", worst)
+    record_property("deviation", float(worst))
     assert worst < (1e-4 if drop == "absolute" else 1e-6)
 
 
@@ -212,7 +212,7 @@ def test_text_is_the_embeddings_times_their_relevance(toys, record_property):
             worst = max(worst, abs(score.values[name].number - value))
         assert list(score.values) == [m.name for m in metric.measures]
     print(f"largest deviation from the slow twin (text): {worst:.1e}")
-    record_property("deviation", worst)
+    record_property("deviation", float(worst))
     assert worst < 1e-4
 
 

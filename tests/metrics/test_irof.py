@@ -164,7 +164,7 @@ def test_it_is_the_slow_twin(toys, baseline, segments, over, record_property):
         expected = slow(model, case, heat, cut.numpy(), blank, over)
         worst = max(worst, abs(score.values["irof"].number - expected))
     print(f"largest deviation from the slow twin ({segments}, {baseline}, {over}): {worst:.1e}")
-    record_property("deviation", worst)
+    record_property("deviation", float(worst))
     assert worst < 1e-6
 
 

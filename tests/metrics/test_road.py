@@ -102,7 +102,7 @@ def test_it_is_the_slow_twin(toys, output, space, rule, record_property):
         for name, value in expected.items():
             worst = max(worst, abs(score.values[name].number - value))
     print(f"largest deviation from the slow twin ({output}, {rule}): {worst:.1e}")
-    record_property("deviation", worst)
+    record_property("deviation", float(worst))
     assert worst < 1e-6
 
 
