@@ -17,7 +17,7 @@ SHELVES = ("benchmarks", "datasets", "explainers", "recipes", "reports", "result
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 HEAVY = {"torch", "transformers", "captum"}
 TORCH_FREE = ("records", "errors", "statistics", "summary", "words", "tables", "pictures", "plots", "report")
-TORCH_FREE += ("regress", "results", "shelf", "readme")
+TORCH_FREE += ("regress", "results", "shelf", "readme", "stability", "variants")
 
 
 def name_of(path: Path) -> str:

@@ -136,7 +136,7 @@ def nothing(cell: Cell, metric: str) -> bool:
 
 def of_sample_1(cell: Cell, metric: str) -> bool:
     """Its own cells, and the one whose partner it is."""
-    return cell[2] == "s1" or (cell[1] == "partner" and cell[2] == "s0")
+    return cell[2] == "s1" or (cell[1] == "partner" and cell[2] == "s2")  # the round of images by this seed
 
 
 SPEC_FILE, DATA_FILE = "benchmarks/toy.toml", "datasets/squares.py"
@@ -363,3 +363,18 @@ def test_a_nested_explainers_source_and_settings_are_in_the_key(home, tmp_path_f
 
 def test_sources_are_of_the_files_on_disk(home):
     assert shelf.source(home / "explainers" / "bright.py") != shelf.source(home / "explainers" / "noise.py")
+
+
+def test_a_metric_that_looks_at_another_image_has_it_in_its_key(home, tmp_path_factory, monkeypatch):
+    """On the marginal baseline a score is of two images: a pixel of either moves it, and of no third."""
+    metrics = '{ use = "deletion", steps = 2, baseline = "marginal", as = "squared" }'
+    edit(SPEC_FILE, '{ use = "inside", power = 2.0, as = "squared" }', metrics)(home)
+    before = measured(home, monkeypatch)
+    other = tmp_path_factory.mktemp("marginal") / "home"
+    shutil.copytree(home, other, ignore=shutil.ignore_patterns(".heatproof"))
+    MUTATIONS["a pixel"][0](other)
+    after = measured(other, monkeypatch)
+    moved = {place for place in before.keys if before.keys[place] != after.keys[place]}
+    marginal = {(cell[1:], metric) for cell, metric in moved if metric == "squared"}
+    assert {sample for (_, sample), _ in marginal} == {"s1", "s2"}  # its own, and whose partner it is
+    assert {sample for (_, e, sample), metric in moved if metric == "inside" and e != "partner"} == {"s1"}

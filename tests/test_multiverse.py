@@ -108,7 +108,7 @@ def test_no_map_is_computed_twice(home):
     rows = files[0].read_text().splitlines()
     assert rows[0] == "model,baseline,sign,pool,upsample,output,explainer,deletion.srg"
     models = len(json.loads((home / ".heatproof" / "toy.run.json").read_text())["models"])
-    assert 0 < len(rows) - 1 <= models * 96 * len(result.run["explainers"])
+    assert 0 < len(rows) - 1 <= models * 144 * len(result.run["explainers"])
 
 
 def test_the_specs_own_setting_has_the_runs_own_number(home):

@@ -101,6 +101,36 @@ def test_unknown_benchmark(world):
         spec.read("x.toml", world)
 
 
+def test_a_metric_that_removes_pixels_and_names_no_baseline_is_run_on_three(world, toml):
+    edit(toml, '["inside"]', '["inside", "deletion", { use = "deletion", baseline = "noise", as = "noisy" }]')
+    read = spec.read("toy", world)
+    found = [(m.name, m.settings.get("baseline")) for m in read.metrics]
+    assert found == [
+        ("inside", None),
+        ("deletion", "mean"),
+        ("deletion-blur", "blur"),
+        ("deletion-inpaint", "inpaint"),
+        ("noisy", "noise"),
+    ]
+    named = spec.read("toy", world, sets=["metrics.deletion.baseline=black"])
+    assert [m.name for m in named.metrics] == ["inside", "deletion", "noisy"]
+
+
+def test_modes_show_a_known_bug_beside_its_correction(world, toml):
+    edit(toml, '["inside"]', '["inside", "correctness"]')
+    assert [m.name for m in spec.read("toy", world).metrics] == ["inside", "correctness"]
+    both = spec.read("toy", world, sets=['modes=["corrected", "as_released"]']).metrics
+    assert [(m.name, m.settings.get("as_released")) for m in both] == [
+        ("inside", None),
+        ("correctness", False),
+        ("correctness (as released)", True),
+    ]
+    (_, alone) = spec.read("toy", world, sets=['modes=["as_released"]']).metrics
+    assert (alone.name, alone.made.as_released) == ("correctness (as released)", True)
+    with pytest.raises(Refused, match=r"modes: no mode 'released'; did you mean 'as_released'"):
+        spec.read("toy", world, sets=['modes=["released"]'])
+
+
 def test_a_path_brings_its_own_workspace(world, tmp_path_factory):
     read = spec.read(str(world / "benchmarks" / "toy.toml"), tmp_path_factory.mktemp("elsewhere"))
     assert (read.name, read.workspace) == ("toy", world)
@@ -122,7 +152,7 @@ def test_nothing_is_written_beside_the_installed_package(tmp_path, monkeypatch):
     monkeypatch.setattr(spec.shelf, "PACKAGE", package)
     here = tmp_path / "here"
     here.mkdir()
-    assert spec.locate("one", here) == ("one", package / "_house" / "benchmarks" / "one.toml", here)
+    assert spec.shelf.locate("one", here) == ("one", package / "_house" / "benchmarks" / "one.toml", here)
 
 
 # ---------------------------------------------------------------- the command line's changes

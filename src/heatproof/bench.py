@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,21 @@ class Bench:
         return [[dataclasses.replace(c, seed=self.spec.seed) for c in cases] for cases in asked]
 
     def other(self, model: Model, index: int) -> Case:
-        """The first case of the next image that has one: the partner of `swapped`, whatever the chunks are."""
-        total = len(self.samples)
+        """The first case of another image: the next, in a random round of all, that has one, whatever the chunks are."""
+        round_, total = self._round, len(self.samples)
+        place = round_.index(index)
         for step in range(1, total):
-            found = self.ask(model, [self.samples[(index + step) % total]])[0]
+            found = self.ask(model, [self.samples[round_[(place + step) % total]]])[0]
             if found:
                 return found[0]
         raise Unsuited("there is no other image with a case to swap with")
+
+    @cached_property
+    def _round(self) -> list[int]:
+        """All images in a seeded random order: data sets are often sorted by class, and a partner should not be."""
+        return sorted(
+            range(len(self.samples)), key=lambda i: seeds.number(self.spec.seed, "other", self.samples[i].id)
+        )
 
     # ------------------------------------------------------------------ fits
 

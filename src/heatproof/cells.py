@@ -72,11 +72,13 @@ class Chunk:
             fitted, fit_key = None, ""
             if hasattr(part.made, "fit"):
                 fitted, fit_key = self.bench.fitted(part, self.model, self.model_key)
-            if checks.needs_other(part.made):
+            if any(checks.needs_other(p.made) for p in (part, *self.spec.metrics)):
                 cases = [dataclasses.replace(c, other=self._other(c)) for c in cases]
             map_keys = {c.id: self._map_key(part, c, fit_key) for c in cases}
             score_keys = {
-                (c.id, m.name): keys.score_key(map_keys[c.id], m) for c in cases for m in self.spec.metrics
+                (c.id, m.name): keys.score_key(map_keys[c.id], m, self._partner(m, c))
+                for c in cases
+                for m in self.spec.metrics
             }
             stored = self.bench.scores(list(score_keys.values()))
             todo = [
@@ -115,12 +117,15 @@ class Chunk:
         return other
 
     def _map_key(self, part: Part, case: Case, fitted: str) -> str:
-        other = ""
-        if checks.needs_other(part.made) and case.other is not None:
-            partner = case.other()
-            sample = next(s for s in self.bench.samples if s.id == partner.sample)
-            other = partner.id + self.bench.digest(sample)
-        return keys.map_key(self.case_keys[case.id], part, fitted, other)
+        return keys.map_key(self.case_keys[case.id], part, fitted, self._partner(part, case))
+
+    def _partner(self, part: Part, case: Case) -> str:
+        """The other case that a part looks at, with its image's bytes; nothing where it looks at none."""
+        if not checks.needs_other(part.made) or case.other is None:
+            return ""
+        partner = case.other()
+        sample = next(s for s in self.bench.samples if s.id == partner.sample)
+        return partner.id + self.bench.digest(sample)
 
     def _maps(
         self, part: Part, cases: list[Case], map_keys: dict[str, str], fitted: Any

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -53,3 +56,18 @@ def typed(text: str) -> Any:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def settings_of(made: Any) -> dict[str, Any]:
+    """The fields of a part as plain values, fit for JSON and for a key."""
+    return {f.name: _plain(getattr(made, f.name)) for f in dataclasses.fields(made)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {"use": type(value).__qualname__, **settings_of(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -68,9 +68,9 @@ def fit_key(model: str, part: Part, digests: list[str], seed: int) -> str:
     return seal("fit", model, part.use, part.settings, part.source, digests, seed)
 
 
-def score_key(of: str, part: Part) -> str:
-    """The metric's source and settings on top of the map (or of the bare case, for metrics of the model)."""
-    return seal("score", of, part.use, part.settings, part.source)
+def score_key(of: str, part: Part, other: str = "") -> str:
+    """The metric's source and settings on top of the map (or of the bare case), and the other case it looks at."""
+    return seal("score", of, part.use, part.settings, part.source, other)
 
 
 def _nested(made: Any) -> list[Any]:

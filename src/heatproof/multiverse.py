@@ -28,7 +28,7 @@ from heatproof.statistics import Numbering
 # What may be chosen otherwise, for every metric that has a setting of the name (PITFALLS of the field: baseline, sign, pooling,
 # enlarging and output space each change rankings). "ties" is for all: another random order of tied pixels.
 CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "baseline": ("mean", "black", "blur", "noise"),
+    "baseline": ("mean", "black", "blur", "noise", "marginal", "inpaint"),
     "sign": ("signed", "positive", "abs"),
     "pool": ("sum", "l2"),
     "upsample": ("bilinear", "nearest"),

@@ -9,8 +9,7 @@ from typing import Any
 from heatproof import regress
 from heatproof.errors import Refused, unknown
 from heatproof.records import Result, read_result, write_whole
-from heatproof.shelf import Place, house
-from heatproof.spec import locate
+from heatproof.shelf import Place, house, locate
 
 PARTS = (".csv", ".curves.csv", ".strip.npz", ".run.json")
 

@@ -229,3 +229,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise Refused(f"{path}: not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise Refused(f"{path}: not UTF-8 text: {error}") from error
+
+
+def locate(name: str, cwd: Path) -> tuple[str, Path, Path]:
+    """A benchmark's name, file and workspace, from a name or a path as typed."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise Refused(f"{name}: there is no such file")
+        path = path.resolve()
+        shelves = [p for p in path.parents if p.name == "benchmarks"]
+        workspace = shelves[0].parent if shelves else path.parent
+        tag = path.relative_to(shelves[0]) if shelves else Path(path.name)
+        return tag.with_suffix("").as_posix(), path, _writable(workspace, cwd)
+    known = Place(cwd, cwd).benchmarks()
+    if name not in known:
+        raise unknown("heatproof run", "benchmark", name, known, "A path works too: ./my.toml")
+    path = known[name].resolve()
+    top = next(p for p in path.parents if p.name == "benchmarks").parent
+    return name, path, _writable(top, cwd)
+
+
+def _writable(workspace: Path, cwd: Path) -> Path:
+    """Nothing is ever written beside the installed package: its specs run in the current folder."""
+    inside = (PACKAGE / "_house").resolve()
+    return cwd.resolve() if workspace.resolve() == inside else workspace

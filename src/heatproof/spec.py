@@ -13,7 +13,7 @@ from typing import Any
 
 from heatproof import shelf
 from heatproof.errors import Refused, unknown
-from heatproof.fields import fits, readable, typed
+from heatproof.fields import fits, readable, settings_of, typed
 from heatproof.shelf import Place
 
 KINDS = ("instrument", "photographs", "replay")
@@ -22,6 +22,12 @@ KEYS = {
     "title", "kind", "paper", "seed", "dataset", "fit", "data", "targets", "models", "explainers",
     "metrics", "controls", "headline", "modes", "published", "stand_in", "tolerances", "chunk",
 }  # fmt: skip
+MODES = ("corrected", "as_released")
+BASELINES = (
+    "mean",
+    "blur",
+    "inpaint",
+)  # of a metric that removes pixels and names none: the choice can decide a ranking
 TARGETS = {"classifier": "label", "dual": "caption 0", "captioner": "said objects"}
 
 
@@ -58,21 +64,6 @@ class Part:
         return (type(self.made).__doc__ or "").strip().split("\n")[0]
 
 
-def settings_of(made: Any) -> dict[str, Any]:
-    """The fields of a part as plain values, fit for JSON and for a key."""
-    return {f.name: _plain(getattr(made, f.name)) for f in dataclasses.fields(made)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {"use": type(value).__qualname__, **settings_of(value)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
 @dataclass(frozen=True)
 class Spec:
     """What is asked: one table."""
@@ -103,31 +94,6 @@ class Spec:
         return Place(self.path.parent, self.workspace)
 
 
-def locate(name: str, cwd: Path) -> tuple[str, Path, Path]:
-    """A benchmark's name, file and workspace, from a name or a path as typed."""
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise Refused(f"{name}: there is no such file")
-        path = path.resolve()
-        shelves = [p for p in path.parents if p.name == "benchmarks"]
-        workspace = shelves[0].parent if shelves else path.parent
-        tag = path.relative_to(shelves[0]) if shelves else Path(path.name)
-        return tag.with_suffix("").as_posix(), path, _writable(workspace, cwd)
-    known = Place(cwd, cwd).benchmarks()
-    if name not in known:
-        raise unknown("heatproof run", "benchmark", name, known, "A path works too: ./my.toml")
-    path = known[name].resolve()
-    top = next(p for p in path.parents if p.name == "benchmarks").parent
-    return name, path, _writable(top, cwd)
-
-
-def _writable(workspace: Path, cwd: Path) -> Path:
-    """Nothing is ever written beside the installed package: its specs run in the current folder."""
-    inside = (shelf.PACKAGE / "_house").resolve()
-    return cwd.resolve() if workspace.resolve() == inside else workspace
-
-
 def read(
     name: str,
     cwd: Path | None = None,
@@ -137,7 +103,7 @@ def read(
     stand_in: bool = False,
 ) -> Spec:
     """A benchmark by name or path, with the command line's changes applied, fully checked."""
-    name, path, workspace = locate(name, cwd or Path.cwd())
+    name, path, workspace = shelf.locate(name, cwd or Path.cwd())
     raw = shelf.read_toml(path)
     if stand_in:
         if "stand_in" not in raw:
@@ -207,9 +173,13 @@ class _Reader:
         for family in targets:
             if family not in FAMILIES:
                 raise unknown(f"{where}: targets", "family", family, FAMILIES)
-        methods = self._parts("explainers", "method")
+        modes = tuple(self._list("modes", str) or MODES[:1])
+        for mode in modes:
+            if mode not in MODES:
+                raise unknown(f"{where}: modes", "mode", mode, MODES)
+        methods = self._parts("explainers", "method", modes)
         controls = [p for e in self._list("controls") for p in self._control(e, methods)]
-        metrics = self._parts("metrics", "metric")
+        metrics = self._parts("metrics", "metric", modes)
         self._unique([*methods, *controls])
         columns = {f"{m.name}.{v.name}" for m in metrics for v in m.made.measures}
         headline = self._list("headline", str) or sorted(columns)[:1]
@@ -239,7 +209,7 @@ class _Reader:
             headline=tuple(headline),
             chunk=chunk,
             paper=self._typed("paper", str, ""),
-            modes=tuple(self._list("modes", str) or ["corrected"]),
+            modes=modes,
             published=tuple(self._list("published", dict)),
             tolerances=tolerances,
             stand_in=self.stand_in,
@@ -287,17 +257,33 @@ class _Reader:
 
     # ---------------------------------------------------------------- parts
 
-    def _parts(self, key: str, role: str) -> list[Part]:
-        return [self._part(key, key, entry, role) for entry in self._list(key)]
+    def _parts(self, key: str, role: str, modes: tuple[str, ...] = ()) -> list[Part]:
+        entries = [_entry(entry, f"{self.path.name}: {key}") for entry in self._list(key)]
+        return [self._part(key, key, e, role) for entry in entries for e in self._meant(key, entry, modes)]
+
+    def _meant(self, key: str, entry: dict[str, Any], modes: tuple[str, ...]) -> list[dict[str, Any]]:
+        """What an entry stands for: itself, under each baseline where it names none, and in each of the modes."""
+        if not modes:
+            return [entry]
+        cls = shelf.find(key, entry["use"], self.place, f"{self.path.name}: {key}")
+        fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+        name, meant = entry.get("as", _short(entry["use"])), [entry]
+        if key == "metrics" and "baseline" in fields - set(entry):
+            meant = [
+                {**entry, "baseline": b, "as": name if b == "mean" else f"{name}-{b}"} for b in BASELINES
+            ]
+        if "as_released" not in fields - set(entry):
+            return meant
+        found = []
+        for mode in modes:
+            for one in meant:
+                tag = "" if mode == "corrected" else " (as released)"
+                found.append({**one, "as_released": bool(tag), "as": f"{one.get('as', name)}{tag}"})
+        return found
 
     def _part(self, shelf_name: str, key: str, entry: Any, role: str) -> Part:
         where = f"{self.path.name}: {key}"
-        if isinstance(entry, str):
-            entry = {"use": entry}
-        if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
-            raise Refused(
-                f'{where}: found {entry!r}, accepted is "name" or {{ use = "name", setting = value }}'
-            )
+        entry = _entry(entry, where)
         given = {k: self._fill(v, where) for k, v in entry.items()}
         use, name = given.pop("use"), given.pop("as", None)
         replicate, sample = given.pop("replicate", 0), None
@@ -312,7 +298,7 @@ class _Reader:
                 sample = given.pop("sample", None)
             made = self._make(cls, given, f"{where}: {name or use}")
         part = Part(
-            name or use.split("/")[-1].removesuffix(".py"),
+            name or _short(use),
             shelf_name,
             use,
             role,
@@ -383,6 +369,11 @@ class _Reader:
                 )
             seen.add((part.name, part.replicate))
         return parts
+
+
+def _short(use: str) -> str:
+    """What a part is called that has no `as`."""
+    return use.rsplit("/", maxsplit=1)[-1].removesuffix(".py")
 
 
 def _entry(entry: Any, where: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -66,6 +68,8 @@ def test_blur_is_scipys():
 
 def test_baselines_are_what_they_say(toys):
     model, (case, *_), _ = batch(toys, 1)
+    other = toys.case(pixels=torch.randn(3, 8, 8))
+    case = replace(case, other=lambda: other)
     blank = {rule: baselines.blank(rule, case, model, 2.0) for rule in baselines.RULES}
     assert {tuple(b.shape) for b in blank.values()} == {(3, 8, 8)}
     assert not blank["mean"].any()
@@ -73,6 +77,10 @@ def test_baselines_are_what_they_say(toys):
     assert torch.equal(blank["image_mean"][:, 0, 0], case.pixels.mean((1, 2)))
     assert torch.equal(blank["noise"], baselines.blank("noise", case, model))
     assert 0.7 < float(blank["noise"].std()) < 1.3
+    assert torch.equal(blank["marginal"], other.pixels)
+    assert not blank["inpaint"].any()  # nothing is left to inpaint from
+    with pytest.raises(Refused, match=r"marginal.*knows no other image"):
+        baselines.blank("marginal", replace(case, other=None), model)
 
 
 # ---------------------------------------------------------------- curves
@@ -102,6 +110,38 @@ def test_a_constant_map_on_a_constant_image_does_not_know_the_steps(toys, steps)
     assert score.values["srg"].number == pytest.approx(0.0, abs=1e-6)
 
 
+def membrane(image, gone):
+    """Every gone pixel the mean of its neighbours, by sweeping until nothing moves (Jacobi), in float64."""
+    image, (high, wide) = image.double().clone(), gone.shape
+    image[:, gone] = 0
+    if bool(gone.all()):
+        return image
+    for _ in range(20_000):
+        before = image.clone()
+        for y, x in np.argwhere(gone.numpy()):
+            beside = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            inside = [before[:, a, b] for a, b in beside if 0 <= a < high and 0 <= b < wide]
+            image[:, y, x] = sum(inside) / len(inside)
+        if float((image - before).abs().max()) < 1e-11:
+            return image
+    raise AssertionError("the twin did not settle")
+
+
+def test_inpainting_is_the_slow_membrane_both_ways(toys):
+    model, (case, *_), _ = batch(toys, 1, size=(4, 5))
+    heat = torch.randn(4, 5, generator=case.generator("heat"))
+    (score,) = Deletion(steps=5, baseline="inpaint").measure(toys.trials(model, [case], [heat]))
+    order = heat.flatten().argsort(descending=True)
+    for name, places in (("deletion", order), ("insertion", order.flip(0))):
+        expected = []
+        for k in (0, 4, 8, 12, 16, 20):
+            gone = torch.zeros(20, dtype=torch.bool)
+            gone[places[:k]] = True
+            expected.append(float(logit(model, membrane(case.pixels, gone.view(4, 5)).float(), case)))
+        expected = expected if name == "deletion" else expected[::-1]
+        assert score.curves[name][1] == pytest.approx(expected, abs=1e-6)
+
+
 def slow(model, case, heat, steps, blank, space):
     """RISE by hand: sort the pixels, take them away one by one, read the score, one image at a time."""
     places = sorted(np.ndindex(*heat.shape), key=lambda p: -float(heat[p]))
@@ -127,10 +167,23 @@ def chance(model, image, case):
     ]
 
 
-@pytest.mark.parametrize("baseline", list(baselines.RULES))
-@pytest.mark.parametrize(("output", "space"), [("native", logit), ("probability", chance)])
+def margin(model, image, case):
+    logits = model.net.last(torch.tanh(model.net.mix(image[None])).square().mean((2, 3)))[0].tolist()
+    return logits[case.target] - max(v for i, v in enumerate(logits) if i != case.target)
+
+
+def right(model, image, case):
+    return float(margin(model, image, case) > 0)
+
+
+@pytest.mark.parametrize("baseline", [rule for rule in baselines.RULES if rule != "inpaint"])
+@pytest.mark.parametrize(
+    ("output", "space"),
+    [("native", logit), ("probability", chance), ("margin", margin), ("accuracy", right)],
+)
 def test_it_is_the_slow_twin(toys, baseline, output, space):
     model, cases, _ = batch(toys, 3, size=(5, 6))
+    cases = [replace(c, other=lambda o=o: o) for c, o in zip(cases, cases[1:] + cases[:1], strict=True)]
     heats = [torch.randn(5, 6, generator=c.generator("heat")) for c in cases]
     metric = Deletion(steps=7, baseline=baseline, sigma=1.0, output=output)
     for case, heat, score in zip(cases, heats, metric.measure(toys.trials(model, cases, heats)), strict=True):

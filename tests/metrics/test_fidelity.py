@@ -29,6 +29,8 @@ ALL = [
     Monotonicity(cells=0, sign="abs", pool="l2"),
 ]
 
+BLANKS = ("mean", "black", "image_mean", "blur", "noise")  # the others need more than the case
+
 
 def batch(toys, count, channels=3, size=(5, 6)):
     """Random cases and unpooled maps of the image's grid, and a model that bends."""
@@ -99,7 +101,7 @@ def slow(model, case, heat, blank, k, many, cells, space, dice):
     return sums, drops
 
 
-@pytest.mark.parametrize("baseline", list(baselines.RULES))
+@pytest.mark.parametrize("baseline", BLANKS)
 @pytest.mark.parametrize(("output", "space"), [("native", logit), ("probability", chance)])
 @pytest.mark.parametrize("cells", [0, 3])
 def test_faithfulness_correlation_and_mu_fidelity_are_the_slow_twins(toys, baseline, output, space, cells):

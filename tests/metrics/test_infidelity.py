@@ -33,6 +33,8 @@ ALL = [
 ]
 NUMBERS = st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=20)
 
+BLANKS = ("mean", "black", "image_mean", "blur", "noise")  # the others need more than the case
+
 
 def batch(toys, count, channels=3, size=(5, 6)):
     """Random cases and maps of the input's own shape, and a model that bends."""
@@ -124,7 +126,7 @@ def test_noise_is_captums_with_the_same_noise(toys, kind):
 
 
 @pytest.mark.parametrize("attribution", ["global", "local"])
-@pytest.mark.parametrize("baseline", list(baselines.RULES))
+@pytest.mark.parametrize("baseline", BLANKS)
 def test_squares_are_captums_with_the_same_squares(toys, attribution, baseline):
     """captum's decorator divides I by x - baseline for maps that hold it already: one where a pixel went, else zero."""
     model, cases, heats = batch(toys, 3)

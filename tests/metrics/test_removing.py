@@ -11,7 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heatproof.metrics import removing
+from heatproof.metrics import imputation, removing
+from heatproof.metrics.deletion import Deletion
+from heatproof.metrics.fidelity import FaithfulnessCorrelation
+from heatproof.metrics.flipping import PixelFlipping
+from heatproof.metrics.infidelity import Infidelity
+from heatproof.metrics.irof import Irof
 from heatproof.metrics.maps import Undefined
 
 
@@ -64,10 +69,31 @@ def test_what_is_gone_is_the_blank_images_and_the_rest_the_images(channels, high
     image, blank = torch.ones(channels, high, wide), torch.zeros(channels, high, wide)
     cut = removing.Cut.of(torch.randn(high, wide), 0 if cells == 1 else cells)
     gone = data.draw(st.sets(st.integers(0, len(cut.relevance) - 1)))
-    found = cut.without(image, blank, torch.tensor(sorted(gone), dtype=torch.long))
+    found = cut.without("mean", image, blank, torch.tensor(sorted(gone), dtype=torch.long))
     for y, x in itertools.product(range(high), range(wide)):
         assert found[:, y, x].tolist() == [0.0 if int(cut.unit[y, x]) in gone else 1.0] * channels
     assert bool(image.all())
+
+
+@pytest.mark.parametrize("metric", [Deletion, Irof, PixelFlipping, Infidelity, FaithfulnessCorrelation])
+def test_every_metric_that_removes_inpaints_from_what_is_left(toys, monkeypatch, metric):
+    """Whatever is asked of the net is the image with some pixels gone, those filled from the rest alone."""
+    image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))
+    case, model, seen = toys.case(pixels=image), toys.curved(), []
+    ask = model.scores if metric is Irof else model.score
+    monkeypatch.setattr(model, ask.__name__, lambda x, cases: seen.extend(x.clone()) or ask(x, cases))
+    metric(baseline="inpaint").measure(toys.trials(model, [case], [torch.randn(8, 8)]))
+    partly = [row for row in seen if 0 < int((row != image).any(0).sum()) < 64]
+    assert len(partly) > 5
+    for row in partly:
+        gone = (row != image).any(0)
+        assert torch.allclose(row, imputation.fill(image, gone, "harmonic"), atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [Deletion, Irof, PixelFlipping, Infidelity, FaithfulnessCorrelation])
+def test_the_marginal_is_another_image_and_the_score_s_key_must_know(toys, metric):
+    assert metric(baseline="marginal").needs_other
+    assert not metric(baseline="blur").needs_other
 
 
 def test_a_single_pixel_has_no_parts():

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
-from heatproof.errors import NO_TEXT
 from heatproof.metrics import baselines, maps, ranking, rows, spaces
 from heatproof.metrics.maps import Undefined
 from heatproof.metrics.text_deletion import removable
@@ -161,9 +160,8 @@ class Confidence:
         model = trials[0].model
         if self.output == "cosine" and model.space != "cosine":
             raise Unsuited(f"{model.name}'s score is a {model.space}, no cosine")
-        spaces.check(self._output, model)
-        if any(trial.case.pixels.ndim != 3 for trial in trials):
-            raise Unsuited(f"{model.name} reads region features: there are no pixels to multiply")
+        spaces.check(self._output, model, [trial.case for trial in trials])
+        maps.needs_pixels(trials, "multiply")
         found = self._side("image", trials, self._image, self._image_scores)
         if self.text_mask:
             text = self._side("text", trials, self._keep, self._text_scores)
@@ -222,22 +220,13 @@ class Confidence:
 
     def _keep(self, trial: Trial) -> Tensor:
         """The weight of each of the case's tokens, float [T]."""
-        case, answer = trial.case, trial.explanation
         if trial.model.family == "classifier":
             raise Undefined("the model reads no text")
-        if answer is None or answer.text is None:
-            raise Undefined(NO_TEXT)
-        if tuple(answer.text.shape) != (len(case.words),):
-            raise ValueError(
-                f"{trial.explainer!r} gave case {case.id} text relevance of shape {list(answer.text.shape)}, "
-                f"accepted is [{len(case.words)}], a value a token"
-            )
-        if not answer.text.isfinite().all():
-            raise Undefined("NaN or infinity in the text relevance")
+        case, heat = trial.case, maps.text_heat(trial)
         free = [place for group in removable(case, trial.model.family) for place in group]
         if not free:
             raise Undefined("no token that may be removed")
-        relevance = geometry.read(answer.text.detach().cpu()[free][None], sign=self.sign)[0]
+        relevance = geometry.read(heat[free][None], sign=self.sign)[0]
         keep = torch.ones(len(case.words))
         keep[free] = scaled(relevance, self.scale).float()
         return keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value, Without
 from heatproof.errors import NO_TEXT
-from heatproof.metrics import maps, ranking
-from heatproof.metrics.deletion import AT_ONCE
+from heatproof.metrics import maps, ranking, rows
 from heatproof.metrics.maps import Undefined
 from heatproof.metrics.text_deletion import removable
 
@@ -166,15 +166,9 @@ class Counterfactual:
 
     def _without_things(self, model: Model, cases: list[Case]) -> list[Tensor]:
         def compute(some: list[Case]) -> list[list[float]]:
-            rows = [(case, thing) for case in some for thing in _seen(case)]
-            scores = []
-            with torch.no_grad():
-                for first in range(0, len(rows), AT_ONCE):
-                    block = rows[first : first + AT_ONCE]
-                    pixels = torch.stack([thing.pixels() for _, thing in block])
-                    scores.append(model.score(pixels, [case for case, _ in block]))
-            sizes = [len(_seen(case)) for case in some]
-            return [part.tolist() for part in torch.cat(scores).split(sizes)]
+            each = ((case, thing.pixels()) for case in some for thing in _seen(case))
+            scores = iter(rows.scored("native", model, each))
+            return [list(islice(scores, len(_seen(case)))) for case in some]
 
         found = model.recall("scores without each thing", cases, compute)
         effects = [true_effects(c, s) for c, s in zip(model.clean(cases).tolist(), found, strict=True)]

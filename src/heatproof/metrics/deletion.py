@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Unsuited, Value
-from heatproof.metrics import baselines, maps, ranking, spaces
+from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Value
+from heatproof.metrics import baselines, maps, ranking, rows, spaces
 from heatproof.metrics.maps import Undefined
-
-AT_ONCE = 96  # masked images held in memory: whole blocks of 8, 16, 24, 32 or 48 rows
 
 
 def counts(total: int, steps: int) -> list[int]:
@@ -121,6 +119,23 @@ def masked(image: Tensor, blank: Tensor, plan: Plan) -> Iterator[Tensor]:
             yield now.T.view(-1, high, wide)
 
 
+def inpainted(image: Tensor, blank: Tensor, plan: Plan) -> Iterator[Tensor]:
+    """The images of ``masked``, with what is gone inpainted from what is left in place of the blank."""
+    high, wide = image.shape[1:]
+    for order in (plan.order, plan.order.flip(0)):
+        gone = torch.zeros(high * wide, dtype=torch.bool)
+        sizes = plan.gone[1:-1] if order is plan.order else [len(order) - k for k in plan.gone[1:-1]]
+        for size in sizes:
+            gone[:] = False
+            gone[order[:size]] = True
+            yield baselines.replaced("inpaint", image, blank, gone.view(high, wide))
+
+
+def partly(rule: str, image: Tensor, blank: Tensor, plan: Plan) -> Iterator[Tensor]:
+    """Deletion's inner steps, then insertion's, on a baseline: see ``masked`` and ``inpainted``."""
+    return (inpainted if rule == "inpaint" else masked)(image, blank, plan)
+
+
 @dataclass(frozen=True)
 class Deletion:
     """Deletion and insertion curves over the image, their areas, and the symmetric gain between them.
@@ -137,8 +152,9 @@ class Deletion:
 
     ``steps``: RISE takes 1 % of the pixels or less a step; 10 is a cheap default, and the areas of another
     number differ by what the trapezoids miss. ``baseline``: mean | black | image_mean | blur (of ``sigma`` px) |
-    noise; it can decide the ranking, so compare at least two. ``output``: native (the model's own logit,
-    cosine or log-probability) | probability. ``normalise``: none (as RISE) | ends (untouched = 1, blank = 0, case
+    noise | marginal (another image of the data set) | inpaint (from the pixels that are left); it can decide the ranking, so
+    a spec that names none gets mean, blur and inpaint. ``output``: native (the model's own logit, cosine or
+    log-probability) | probability | margin (to the best rival of the case's choices) | accuracy among them. ``normalise``: none (as RISE) | ends (untouched = 1, blank = 0, case
     by case). ``sign`` "signed" removes negative relevance last.
 
     Undefined: no map, NaN in it, a score that is not finite; with "ends" also where the blank image scores no lower
@@ -175,20 +191,17 @@ class Deletion:
                 "1 step or more, patches of 1 px or more, and a sigma above 0"
             )
 
+    @property
+    def needs_other(self) -> bool:
+        return baselines.needs_other(self.baseline)
+
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         if not trials:
             return []
         model = trials[0].model
-        spaces.check(self.output, model)
-        found: dict[int, Score] = {}
-        plans: dict[int, Plan] = {}
-        for i, trial in enumerate(trials):
-            if trial.case.pixels.ndim != 3:
-                raise Unsuited(f"{model.name} reads region features: there are no pixels to remove")
-            try:
-                plans[i] = self._plan(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        spaces.check(self.output, model, [trial.case for trial in trials])
+        maps.needs_pixels(trials)
+        plans, found = maps.planned(trials, self.measures, self._plan)
         asked = [trials[i].case for i in plans]
         found |= zip(plans, self._scores(model, asked, list(plans.values())), strict=True)
         return [found[i] for i in range(len(trials))]
@@ -200,9 +213,9 @@ class Deletion:
     def _scores(self, model: Model, cases: list[Case], plans: list[Plan]) -> Iterator[Score]:
         if not cases:
             return
-        blanks = self._blanks(model, cases)
+        blanks = rows.blanks(model, cases, self.baseline, self.sigma)
         clean = spaces.clean(self.output, model, cases).tolist()
-        blank = self._blank_scores(model, cases)
+        blank = rows.blank_scores(self.output, model, cases, self.baseline, self.sigma)
         inner = self._inner_scores(model, cases, plans, blanks)
         half = self.steps - 1
         for i, plan in enumerate(plans):
@@ -229,37 +242,24 @@ class Deletion:
 
     # ------------------------------------------------------------------ the forwards
 
-    def _blanks(self, model: Model, cases: Sequence[Case]) -> list[Tensor]:
-        def compute(some: list[Case]) -> list[Tensor]:
-            return [baselines.blank(self.baseline, case, model, self.sigma) for case in some]
-
-        return model.recall(f"image of baseline {self.baseline} {self.sigma}", cases, compute)
-
-    def _blank_scores(self, model: Model, cases: Sequence[Case]) -> list[float]:
-        def compute(some: list[Case]) -> list[float]:
-            with torch.no_grad():
-                images = torch.stack(self._blanks(model, some))
-                return spaces.score(self.output, model, images, some).tolist()
-
-        what = f"{self.output} score of baseline {self.baseline} {self.sigma}"
-        return model.recall(what, cases, compute)
-
     def _inner_scores(
         self, model: Model, cases: Sequence[Case], plans: Sequence[Plan], blanks: Sequence[Tensor]
     ) -> list[float]:
         """The scores of all partly masked images, case by case, each case's deletion rows first."""
         pixels = model.stack(cases)
-        rows = (
+        changed = (
             (case, image)
             for case, clean, blank, plan in zip(cases, pixels, blanks, plans, strict=True)
-            for image in masked(clean, blank.to(clean.device), plan)
+            for image in partly(self.baseline, clean, blank.to(clean.device), plan)
         )
         found: list[float] = []
-        block = pixels.new_empty((AT_ONCE, *pixels.shape[1:])).contiguous(memory_format=torch.channels_last)
+        block = pixels.new_empty((rows.AT_ONCE, *pixels.shape[1:])).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.inference_mode():
             while True:
                 asked: list[Case] = []
-                for case, image in islice(rows, AT_ONCE):
+                for case, image in islice(changed, rows.AT_ONCE):
                     block[len(asked)] = image
                     asked.append(case)
                 if not asked:

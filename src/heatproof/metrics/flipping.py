@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from heatproof.contract import Measure, Refused, Score, Trial, Value
+from heatproof.metrics import baselines
 from heatproof.metrics.deletion import Deletion
 
 
@@ -79,6 +80,10 @@ class PixelFlipping:
             self._curves()
         except Refused as no:
             raise Refused(f"metrics.flipping, whose curves are deletion's: {no}") from no
+
+    @property
+    def needs_other(self) -> bool:
+        return baselines.needs_other(self.baseline)
 
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         return [self._score(curves) for curves in self._curves().measure(trials)]

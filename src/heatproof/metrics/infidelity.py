@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Unsuited, Value
+from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Value
 from heatproof.metrics import baselines, maps, rows, spaces
 from heatproof.metrics.maps import Undefined
 
@@ -72,7 +72,7 @@ class Infidelity:
 
     ``perturbation`` and ``attribution`` go together, as in the authors' two experiments (squares and global, noise and local):
 
-    - "square" removes a square to the ``baseline`` (mean | black | image_mean | blur of ``sigma`` px | noise): of all
+    - "square" removes a square to the ``baseline`` (mean | black | image_mean | blur of ``sigma`` px | noise | marginal | inpaint): of all
       squares inside the image of side 1 to ``largest`` times its shorter side, each as likely (the authors took every
       one of side 1 to 10 on 28 px)
     - "noise" subtracts independent normal noise, as in captum's examples; "noisy_baseline" puts the ``baseline`` plus
@@ -85,7 +85,7 @@ class Infidelity:
     ``channels``: "own" takes a map of the input's shape [C, H, W] number by number, and spreads any other as "pooled"
     does: the pooled, enlarged map shared out equally over the channels, divided so that its sum is that of its own
     grid. Methods of both kinds in one column are compared as they come; "pooled" treats all alike. ``samples``: 100 is
-    our choice (authors: 10000; captum: 10). ``output``: native | probability.
+    our choice (authors: 10000; captum: 10). ``output``: native | probability | margin | accuracy.
 
     Costs ``samples`` rows a case; the untouched image from the memo. Undefined: no map, NaN in it, a score that is not
     finite, a constant image (noise has no unit); ``infidelity_scaled`` also where the map foretells 0 for every
@@ -129,20 +129,17 @@ class Infidelity:
                 f"sigma {self.sigma}, accepted are 1 sample or more, a largest side above 0 and up to 1, and others above 0"
             )
 
+    @property
+    def needs_other(self) -> bool:
+        return baselines.needs_other(self.baseline)
+
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         if not trials:
             return []
         model = trials[0].model
-        spaces.check(self.output, model)
-        found: dict[int, Score] = {}
-        phis: dict[int, Tensor] = {}
-        for i, trial in enumerate(trials):
-            if trial.case.pixels.ndim != 3:
-                raise Unsuited(f"{model.name} reads region features: there are no pixels to perturb")
-            try:
-                phis[i] = self._phi(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        spaces.check(self.output, model, [trial.case for trial in trials])
+        maps.needs_pixels(trials, "perturb")
+        phis, found = maps.planned(trials, self.measures, self._phi)
         cases = [trials[i].case for i in phis]
         found |= zip(phis, self._scores(model, cases, list(phis.values())) if cases else (), strict=True)
         return [found[i] for i in range(len(trials))]
@@ -185,10 +182,10 @@ class Infidelity:
             return
         high, wide = image.shape[1:]
         largest = max(1, round(self.largest * min(high, wide)))
-        weight = phi if self.attribution == "global" else (image - blank).double() * phi
-        summed = weight.sum(0)
         for square in squares(high, wide, largest, self.samples, chance):
-            yield torch.where(square, blank, image), float(summed[square].sum())
+            changed = baselines.replaced(self.baseline, image, blank, square)
+            weight = phi if self.attribution == "global" else (image - changed).double() * phi
+            yield changed, float(weight[:, square].sum())
 
     def _score(self, dots: list[float], drops: list[float]) -> Score:
         return Score(

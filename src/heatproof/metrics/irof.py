@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Unsuited, Value
+from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Value
 from heatproof.metrics import baselines, maps, ranking, rows, spaces
-from heatproof.metrics.deletion import Plan, area, masked
+from heatproof.metrics.deletion import Plan, area, partly
 from heatproof.metrics.maps import Undefined
 
 SEGMENTS = ("grid", "slic")
@@ -105,7 +105,7 @@ class Irof:
     step of the same width, the paper) | pixels (as wide as it is large). ``segments``: grid (``cells`` x ``cells``,
     the same for every image) | slic (superpixels, the paper; about ``cells`` x ``cells`` of them, ``compactness`` as in
     scikit-image, which must be installed). ``baseline``: image_mean (the image's mean colour, as Quantus has it) | mean |
-    black | blur (of ``sigma`` px) | noise. ``output``: probability (the paper) | native, which only makes sense for scores
+    black | blur (of ``sigma`` px) | noise | marginal | inpaint. ``output``: probability (the paper) | native, which only makes sense for scores
     that are 0 where there is no evidence: a ratio of logits does not mean anything (Quantus gives -9.7 for one).
 
     Undefined: no map, NaN in it, an image that is one segment, an untouched score that is not above 0 (always so for
@@ -151,20 +151,17 @@ class Irof:
                     'pip install scikit-image, or take segments = "grid"'
                 ) from error
 
+    @property
+    def needs_other(self) -> bool:
+        return baselines.needs_other(self.baseline)
+
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         if not trials:
             return []
         model, cases = trials[0].model, [trial.case for trial in trials]
-        spaces.check(self.output, model)
-        if any(case.pixels.ndim != 3 for case in cases):
-            raise Unsuited(f"{model.name} reads region features: there are no pixels to remove")
-        found: dict[int, Score] = {}
-        plans: dict[int, Plan] = {}
-        for i, trial in enumerate(trials):
-            try:
-                plans[i] = self._plan(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        spaces.check(self.output, model, cases)
+        maps.needs_pixels(trials)
+        plans, found = maps.planned(trials, self.measures, self._plan)
         for i, curve in self._curves(model, cases, plans):
             try:
                 found[i] = self._score(plans[i], curve)
@@ -212,7 +209,8 @@ class Irof:
                     (cases[i], image.clone())
                     for i, blank in zip(going, blanks, strict=True)
                     for image in islice(
-                        masked(cases[i].pixels.cpu(), blank.cpu(), plans[i]), len(plans[i].gone) - 2
+                        partly(self.baseline, cases[i].pixels.cpu(), blank.cpu(), plans[i]),
+                        len(plans[i].gone) - 2,
                     )
                 ),
             )

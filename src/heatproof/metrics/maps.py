@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Case, Measure, Score, Trial, Value
-from heatproof.errors import NO_IMAGE, unknown
+from heatproof.contract import Case, Measure, Score, Trial, Unsuited, Value
+from heatproof.errors import NO_IMAGE, NO_TEXT, unknown
+
+T = TypeVar("T")
 
 
 class Undefined(Exception):
@@ -20,6 +23,25 @@ class Undefined(Exception):
 def undefined(measures: Iterable[Measure], why: Undefined) -> Score:
     """A score whose every value is undefined for one reason."""
     return Score({m.name: Value.undefined(str(why)) for m in measures})
+
+
+def planned(
+    trials: Sequence[Trial], measures: Iterable[Measure], plan: Callable[[Trial], T]
+) -> tuple[dict[int, T], dict[int, Score]]:
+    """What to do for each trial, by its place, and the scores of those for which there is nothing to do (law 4)."""
+    plans, found = {}, {}
+    for i, trial in enumerate(trials):
+        try:
+            plans[i] = plan(trial)
+        except Undefined as why:
+            found[i] = undefined(measures, why)
+    return plans, found
+
+
+def needs_pixels(trials: Sequence[Trial], what: str = "remove") -> None:
+    """Unsuited where the model reads region features in place of an image."""
+    if any(trial.case.pixels.ndim != 3 for trial in trials):
+        raise Unsuited(f"{trials[0].model.name} reads region features: there are no pixels to {what}")
 
 
 def accept(metric: object, field: str, accepted: Sequence[str]) -> None:
@@ -43,6 +65,21 @@ def image_heat(trial: Trial) -> Tensor:
     if not heat.isfinite().all():
         raise Undefined("NaN or infinity in the map")
     return heat
+
+
+def text_heat(trial: Trial) -> Tensor:
+    """The trial's own text relevance, float [T] on the CPU; Undefined where there is none to judge."""
+    heat = trial.explanation.text if trial.explanation is not None else None
+    if heat is None:
+        raise Undefined(NO_TEXT)
+    if tuple(heat.shape) != (len(trial.case.words),):
+        raise ValueError(
+            f"{trial.explainer!r} gave case {trial.case.id} text relevance of shape {list(heat.shape)}, "
+            f"accepted is [{len(trial.case.words)}], a value a token"
+        )
+    if not heat.isfinite().all():
+        raise Undefined("NaN or infinity in the text relevance")
+    return heat.detach().cpu().float()
 
 
 def image_size(case: Case) -> tuple[int, int]:

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Unsuited, Value
-from heatproof.errors import NO_TEXT
-from heatproof.metrics import maps, ranking, spaces
-from heatproof.metrics.maps import Undefined
-from heatproof.metrics.text_deletion import keeps, removable
+from heatproof.metrics import maps
+from heatproof.metrics.text_deletion import keeps, ranked
 
 
 def drop(whole: float, left: Sequence[float]) -> float:
@@ -74,7 +72,7 @@ class Rationale:
     - ``sufficiency``: f(text) - f(them alone), the mean over the shares; lower is better: they are enough
 
     Both in units of the score. The curves tell each share. As in the authors' code the mean is over the shares; the
-    paper's formula counts an empty bin as well. ``removal``: delete | pad | unknown | embedding, and attention for dual
+    paper's formula counts an empty bin as well. ``removal``: delete | pad | unknown | mask | embedding, and attention for dual
     encoders, as in TextDeletion; ``unit``: token | word (a word's tokens go together, by their summed relevance);
     special tokens always stay, and so do, for a captioner, the word that is scored and those after it. ``sign``:
     signed | positive | negative | abs. ``output``: native (ours: it serves cosines too) | probability (the paper;
@@ -100,7 +98,7 @@ class Rationale:
     def __post_init__(self) -> None:
         maps.accept(self, "unit", ("token", "word"))
         maps.accept(self, "sign", geometry.SIGNS)
-        maps.accept(self, "output", spaces.OUTPUTS)
+        maps.accept(self, "output", ("native", "probability"))
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise Refused(
                 f"metrics.rationale.shares: found {self.shares}, accepted are shares above 0 and up to 1"
@@ -117,37 +115,14 @@ class Rationale:
                 f"{model.name}'s score of a text is a {model.space}, which no declared rule turns into a probability; "
                 'take output = "native"'
             )
-        found: dict[int, Score] = {}
-        plans: dict[int, Plan] = {}
-        for i, trial in enumerate(trials):
-            try:
-                plans[i] = self._plan(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        plans, found = maps.planned(trials, self.measures, self._plan)
         asked = self._asked(model, [trials[i].case for i in plans], list(plans.values())) if plans else []
         for (i, plan), scores in zip(plans.items(), asked, strict=True):
             found[i] = self._score(plan, scores)
         return [found[i] for i in range(len(trials))]
 
     def _plan(self, trial: Trial) -> Plan:
-        case, answer = trial.case, trial.explanation
-        if answer is None or answer.text is None:
-            raise Undefined(NO_TEXT)
-        length = len(case.words)
-        if tuple(answer.text.shape) != (length,):
-            raise ValueError(
-                f"{trial.explainer!r} gave case {case.id} text relevance of shape {list(answer.text.shape)}, "
-                f"accepted is [{length}], a value a token"
-            )
-        if not answer.text.isfinite().all():
-            raise Undefined("NaN or infinity in the text relevance")
-        groups = removable(case, trial.model.family, self.unit)
-        if not groups:
-            raise Undefined("no token that may be removed")
-        relevance = answer.text.detach().cpu().float()
-        summed = torch.stack([relevance[group].sum() for group in groups])
-        order = ranking.order(geometry.read(summed[None], sign=self.sign)[0], case.generator("tied tokens"))
-        return Plan.of([groups[i] for i in order.tolist()], length, self.shares)
+        return Plan.of(ranked(trial, self.unit, self.sign), len(trial.case.words), self.shares)
 
     def _asked(self, model: Model, cases: list[Case], plans: list[Plan]) -> list[list[float]]:
         """The scores of each plan's rows; that of the whole text, the first, from the chunk's memo."""

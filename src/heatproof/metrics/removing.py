@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Unsuited
+from heatproof.contract import Case, Measure, Model, Refused, Score, Trial
 from heatproof.metrics import baselines, maps, rows, spaces
 from heatproof.metrics.maps import Undefined
 
@@ -41,11 +41,11 @@ class Cut:
         unit = down[:, None] * wide + along
         return cls(unit, torch.bincount(unit.reshape(-1), heat.double().reshape(-1)))
 
-    def without(self, image: Tensor, blank: Tensor, gone: Tensor) -> Tensor:
-        """image [C, H, W] with the units ``gone``, int64 [k], taken from blank: all channels of a pixel together."""
+    def without(self, rule: str, image: Tensor, blank: Tensor, gone: Tensor) -> Tensor:
+        """image [C, H, W] with the units ``gone``, int64 [k], removed by a rule of ``baselines``."""
         chosen = torch.zeros(len(self.relevance), dtype=torch.bool)
         chosen[gone] = True
-        return torch.where(chosen[self.unit], blank, image)
+        return baselines.replaced(rule, image, blank, chosen[self.unit])
 
 
 def size(share: float, units: int) -> int:
@@ -92,6 +92,10 @@ class Removal:
                 "cells 0 (single pixels) or 2 and more a side, and a sigma above 0"
             )
 
+    @property
+    def needs_other(self) -> bool:
+        return baselines.needs_other(self.baseline)
+
     def gone(self, case: Case, relevance: Tensor) -> Iterator[Tensor]:
         """The units that go, row by row, each int64 [k]; relevance float64 [n] is the units'."""
         raise NotImplementedError
@@ -104,21 +108,16 @@ class Removal:
         if not trials:
             return []
         model = trials[0].model
-        spaces.check(self.output, model)
-        found: dict[int, Score] = {}
-        cuts: dict[int, Cut] = {}
-        for i, trial in enumerate(trials):
-            if trial.case.pixels.ndim != 3:
-                raise Unsuited(f"{model.name} reads region features: there are no pixels to remove")
-            try:
-                heat = maps.read(trial, pool=self.pool, sign=self.sign, upsample=self.upsample)
-                cuts[i] = Cut.of(heat, self.cells)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        spaces.check(self.output, model, [trial.case for trial in trials])
+        maps.needs_pixels(trials)
+        cuts, found = maps.planned(trials, self.measures, self._cut)
         answers = self.ask(model, [trials[i].case for i in cuts], list(cuts.values())) if cuts else []
         for (i, cut), (relevance, scores) in zip(cuts.items(), answers, strict=True):
             found[i] = self.score(len(cut.relevance), relevance, scores)
         return [found[i] for i in range(len(trials))]
+
+    def _cut(self, trial: Trial) -> Cut:
+        return Cut.of(maps.read(trial, pool=self.pool, sign=self.sign, upsample=self.upsample), self.cells)
 
     def ask(self, model: Model, cases: list[Case], cuts: list[Cut]) -> list[tuple[list[float], list[float]]]:
         """Each case's rows: the summed relevance that goes, and the score that is left."""
@@ -129,7 +128,7 @@ class Removal:
             for case, blank, cut, told in zip(cases, empty, cuts, went, strict=True):
                 for gone in self.gone(case, cut.relevance):
                     told.append(float(cut.relevance[gone].sum()))
-                    yield case, cut.without(case.pixels, blank, gone)
+                    yield case, cut.without(self.baseline, case.pixels, blank, gone)
 
         scores = iter(rows.scored(self.output, model, changed()))
         return [(told, list(islice(scores, len(told)))) for told in went]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from heatproof import geometry
-from heatproof.contract import Measure, Model, Refused, Score, Trial, Unsuited, Value
+from heatproof.contract import Measure, Model, Refused, Score, Trial, Value
 from heatproof.metrics import imputation, maps, ranking, rows, spaces
 from heatproof.metrics.maps import Undefined
 
@@ -97,16 +97,9 @@ class Road:
         if not trials:
             return []
         model = trials[0].model
-        spaces.check(self.output, model)
-        found: dict[int, Score] = {}
-        orders: dict[int, Tensor] = {}
-        for i, trial in enumerate(trials):
-            if trial.case.pixels.ndim != 3:
-                raise Unsuited(f"{model.name} reads region features: there are no pixels to remove")
-            try:
-                orders[i] = self._order(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        spaces.check(self.output, model, [trial.case for trial in trials])
+        maps.needs_pixels(trials)
+        orders, found = maps.planned(trials, self.measures, self._order)
         asked = ((trials[i].case, image) for i in orders for image in self._images(trials[i], orders[i]))
         scores = iter(rows.scored(self.output, model, asked))
         for i, order in orders.items():

@@ -9,16 +9,21 @@ from torch import Tensor
 
 from heatproof.contract import Case, Model, Refused, Unsuited
 
-OUTPUTS = ("native", "probability")
+OUTPUTS = ("native", "probability", "margin", "accuracy")
 
 
-def check(output: str, model: Model) -> None:
-    """Raise Unsuited where the model's score has no declared way to the output space."""
+def check(output: str, model: Model, cases: Sequence[Case]) -> None:
+    """Raise Unsuited where the model's score of a case has no declared way to the output space."""
     if output == "probability" and model.space not in ("logit", "log-probability"):
         raise Unsuited(
             f"{model.name}'s score is a {model.space}, which no declared rule turns into a probability; "
             'take output = "native"'
         )
+    # a classifier's rivals are its classes, where the case names no others
+    if output in ("margin", "accuracy") and model.family != "classifier":
+        for case in cases:
+            if len(case.choices) < 2:
+                raise Unsuited(f"case {case.id} has no rivals, so there is no {output} among its choices")
 
 
 def score(output: str, model: Model, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
@@ -27,14 +32,23 @@ def score(output: str, model: Model, pixels: Tensor, cases: Sequence[Case]) -> T
     - "native": the model's own (logit, cosine, log-probability)
     - "probability": the exponential of a log-probability; the softmax of logits over the case's choices, or
       over all classes where it has none
+    - "margin": the native score less that of the best rival among the choices (all classes where it has none)
+    - "accuracy": 1 where the target has the highest native score of the choices, 0 where another has; 1/n where it
+      shares it with n - 1 others. A mean over cases is an accuracy (zero-shot, for prompts of a dual encoder)
     """
     if output == "native":
         return model.score(pixels, cases)
-    if model.space == "log-probability":
+    if output == "probability" and model.space == "log-probability":
         return model.score(pixels, cases).exp()
-    chances = model.scores(pixels, cases).softmax(1)
-    places = torch.tensor([_place(case) for case in cases], device=chances.device)
-    return chances.gather(1, places[:, None])[:, 0]
+    found = model.scores(pixels, cases)
+    places = torch.tensor([_place(case) for case in cases], device=found.device)[:, None]
+    if output == "probability":
+        return found.softmax(1).gather(1, places)[:, 0]
+    own = found.gather(1, places)[:, 0]
+    if output == "margin":
+        return own - found.scatter(1, places, -torch.inf).amax(1)
+    best = found == found.amax(1, keepdim=True)
+    return best.gather(1, places)[:, 0].to(found) / best.sum(1)
 
 
 def clean(output: str, model: Model, cases: Sequence[Case]) -> Tensor:
@@ -50,8 +64,15 @@ def clean(output: str, model: Model, cases: Sequence[Case]) -> Tensor:
 
 
 def _place(case: Case) -> int:
+    """Where the target stands among the scores of a case's choices."""
     if not case.choices:
-        return int(case.target)
-    if case.target not in case.choices:
-        raise Refused(f"case {case.id}: the target {case.target!r} is none of its choices {case.choices}")
-    return case.choices.index(case.target)
+        return int(case.target)  # a classifier's, over all classes
+    # a captioner's target is a place in the caption, and its choices are words
+    target = (
+        case.target
+        if case.tokens is None or isinstance(case.target, str)
+        else int(case.tokens[case.target + 1])
+    )
+    if target not in case.choices:
+        raise Refused(f"case {case.id}: the target {target!r} is none of its choices {case.choices}")
+    return case.choices.index(target)

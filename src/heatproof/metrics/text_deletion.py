@@ -11,7 +11,6 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
-from heatproof.errors import NO_TEXT
 from heatproof.metrics import maps, ranking
 from heatproof.metrics.deletion import area, symmetric_gain
 from heatproof.metrics.maps import Undefined
@@ -33,6 +32,20 @@ def removable(case: Case, family: str, unit: str = "token") -> list[list[int]]:
         return [[place] for place in free]
     words = dict.fromkeys(case.words[place] for place in free)
     return [[place for place in free if case.words[place] == word] for word in words]
+
+
+def ranked(trial: Trial, unit: str, sign: str) -> list[list[int]]:
+    """The tokens that may go, those of a unit together, the most relevant first, tied ones in the case's own order.
+
+    A unit's relevance is the sum of its tokens'. Raises Undefined where there is none, or nothing that may go.
+    """
+    case, relevance = trial.case, maps.text_heat(trial)
+    groups = removable(case, trial.model.family, unit)
+    if not groups:
+        raise Undefined("no token that may be removed")
+    summed = torch.stack([relevance[group].sum() for group in groups])
+    heat = geometry.read(summed[None], sign=sign)[0]
+    return [groups[i] for i in ranking.order(heat, case.generator("tied tokens")).tolist()]
 
 
 def keeps(groups: Sequence[Sequence[int]], length: int) -> Tensor:
@@ -63,7 +76,7 @@ class TextDeletion:
     - ``text_srg``: insertion minus deletion; higher is better (Blücher et al. 2024, told of pixels)
 
     ``removal``: how the model lets a token go, one of those that its ``score_text`` knows: delete (the rest closes
-    up, as Sun et al. 2022) | pad | unknown | embedding (times 0), and attention for dual encoders. ``unit``: token | word (a word's tokens go together, ranked by
+    up, as Sun et al. 2022) | pad | unknown | mask (where the vocabulary has such a token) | embedding (times 0), and attention for dual encoders. ``unit``: token | word (a word's tokens go together, ranked by
     their summed relevance). ``sign``: signed | positive | negative | abs.
 
     Undefined: no text relevance, NaN in it, nothing that may be removed, a score that is not finite.
@@ -90,13 +103,7 @@ class TextDeletion:
         model = trials[0].model
         if model.family == "classifier":
             raise Unsuited(f"{model.name} is a classifier: it reads no text")
-        found: dict[int, Score] = {}
-        plans: dict[int, Tensor] = {}
-        for i, trial in enumerate(trials):
-            try:
-                plans[i] = self._plan(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
+        plans, found = maps.planned(trials, self.measures, self._plan)
         asked = [trials[i].case for i in plans]
         for i, (deleted, inserted) in zip(
             plans, self._curves(model, asked, list(plans.values())), strict=True
@@ -106,25 +113,7 @@ class TextDeletion:
 
     def _plan(self, trial: Trial) -> Tensor:
         """What is kept in each of the case's rows, float [2n, T]; the first row of each half is an end."""
-        case, answer = trial.case, trial.explanation
-        if answer is None or answer.text is None:
-            raise Undefined(NO_TEXT)
-        length = len(case.words)
-        if tuple(answer.text.shape) != (length,):
-            raise ValueError(
-                f"{trial.explainer!r} gave case {case.id} text relevance of shape {list(answer.text.shape)}, "
-                f"accepted is [{length}], a value a token"
-            )
-        if not answer.text.isfinite().all():
-            raise Undefined("NaN or infinity in the text relevance")
-        groups = removable(case, trial.model.family, self.unit)
-        if not groups:
-            raise Undefined("no token that may be removed")
-        relevance = answer.text.detach().cpu().float()
-        summed = torch.stack([relevance[group].sum() for group in groups])
-        heat = geometry.read(summed[None], sign=self.sign)[0]
-        order = ranking.order(heat, case.generator("tied tokens")).tolist()
-        return keeps([groups[i] for i in order], length)
+        return keeps(ranked(trial, self.unit, self.sign), len(trial.case.words))
 
     def _curves(
         self, model: Model, cases: list[Case], plans: list[Tensor]

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatproof.contract import Case, Refused, Sample
+from heatproof.contract import Case, Refused, Sample, Unsuited
 from heatproof.models import asking
 from heatproof.models.base import Context, Model, Stage, passing
 from heatproof.models.captioner_nets import CaptionNet
 from heatproof.models.captioner_search import search
 from heatproof.models.words import WordList
 
-REMOVALS = ("delete", "pad", "unknown", "embedding")
+REMOVALS = ("delete", "pad", "unknown", "mask", "embedding")
 EMBEDDING, ATTENTION = "text.embed 0", "cross.attention 0"
 
 
@@ -167,7 +167,7 @@ class Captioner(Model):
     def score_text(self, keep: Tensor, cases: Sequence[Case], removal: str = "delete") -> Tensor:
         """``keep`` [N, T] in [0, 1], 0 = removed, T at least the longest caption's -> [N] log-probabilities.
 
-        "delete" closes the prefix up (as Sun et al. do), "pad" and "unknown" put that token there, and
+        "delete" closes the prefix up (as Sun et al. do), "pad", "unknown" and "mask" put that token there, and
         "embedding" multiplies the word's embedding by ``keep``, differentiably; the others remove where keep < 0.5.
         <start> is never removed, and what stands after the target cannot matter.
         """
@@ -187,7 +187,9 @@ class Captioner(Model):
             before = torch.arange(self.length) <= context["position"][:, None]
             context["position"] = (there & before).sum(1) - 1
         else:
-            other = self.words.pad if removal == "pad" else self.words.unknown
+            other: int | None = getattr(self.words, removal)
+            if other is None:
+                raise Unsuited(f"{self.name}'s vocabulary has no mask token; take pad, unknown or delete")
             context["ids"] = context["ids"].masked_fill(~there, other)
         return self._run("text", context["ids"], cases, context)
 

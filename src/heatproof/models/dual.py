@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatproof.contract import Case, Refused, Sample
+from heatproof.contract import Case, Refused, Sample, Unsuited
 from heatproof.models import asking
 from heatproof.models.base import Context, Model, Stage
 from heatproof.models.classifier import inner_sites
 from heatproof.models.words import Tokens
 
-REMOVALS = ("attention", "pad", "unknown", "delete", "embedding")
+REMOVALS = ("attention", "pad", "unknown", "mask", "delete", "embedding")
+PROMPTS = re.compile(r"label '(?P<prompt>[^']*\{\}[^']*)': (?P<labels>.+)")
 
 
 def _cosine(embedding: Tensor, context: Context) -> Tensor:
@@ -30,8 +32,9 @@ def _cosine(embedding: Tensor, context: Context) -> Tensor:
 class Dual(Model):
     """Two towers that meet in a cosine (no logit scale).
 
-    Target policy: "caption k" explains the sample's k-th caption, counted from 0.
-    ``score_text`` removes tokens by one of: "attention" (no other token sees them), "pad" and "unknown" (another
+    Target policies: "caption k" explains the sample's k-th caption, counted from 0; "label 'a photo of a {}': cat, dog"
+    (zero-shot classification) the prompt of the sample's label, its choices the prompts of all labels that are listed.
+    ``score_text`` removes tokens by one of: "attention" (no other token sees them), "pad", "unknown" and "mask" (another
     token stands there), "delete" (the rest closes up), "embedding" (the token embedding times ``keep``, soft).
     """
 
@@ -148,8 +151,10 @@ class Dual(Model):
             there = kept[: len(ids)]
             if removal == "delete":
                 ids = ids[there]
-            elif removal in ("pad", "unknown"):
-                other = self.tokenizer.pad if removal == "pad" else self.tokenizer.unknown
+            elif removal in ("pad", "unknown", "mask"):
+                other: int | None = getattr(self.tokenizer, removal)
+                if other is None:
+                    raise Unsuited(f"{self.name}'s vocabulary has no mask token; take pad, unknown or delete")
                 ids = torch.where(there, ids, torch.full_like(ids, other))
             rows.append(ids)
         ids = self._padded(rows)
@@ -168,11 +173,36 @@ class Dual(Model):
     # ------------------------------------------------------------------ asking
 
     def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
-        """One case a sample: its k-th caption. Evidence is every annotated object that the caption names."""
+        """One case a sample: its k-th caption, or its label's prompt among others. Evidence is every annotated object
+        that the caption names, or the label's.
+        """
         name, _, number = policy.partition(" ")
-        if name != "caption" or not number.isdigit():
-            raise asking.unknown_policy(policy, self.family, ["caption 0", "caption 1", "..."])
-        return [self._ask(sample, int(number)) for sample in samples]
+        if name == "caption" and number.isdigit():
+            return [self._ask(sample, int(number)) for sample in samples]
+        asked = PROMPTS.fullmatch(policy)
+        if asked is None:
+            accepted = ["caption 0", "caption 1", "...", "label 'a photo of a {}': cat, dog"]
+            raise asking.unknown_policy(policy, self.family, accepted)
+        labels = [label.strip() for label in asked["labels"].split(",")]
+        return [self._prompted(sample, asked["prompt"], labels) for sample in samples]
+
+    def _prompted(self, sample: Sample, prompt: str, labels: Sequence[str]) -> list[Case]:
+        if sample.label not in labels:
+            raise Refused(
+                f"sample {sample.id} is labelled {sample.label!r}, which is none of the policy's {', '.join(labels)}"
+            )
+        image, source = asking.pixels(sample, self.frame)
+        text = prompt.format(sample.label)
+        case = Case(
+            id=asking.case_id(sample.id, f"p{sample.label}"),
+            sample=sample.id,
+            about=sample.label,
+            pixels=image,
+            target=text,
+            choices=tuple(prompt.format(label) for label in labels),
+        )
+        case = self._about(self._worded(case, text), sample)
+        return [replace(case, **asking.evidence(sample, {sample.label}, self.frame, source))]
 
     def _ask(self, sample: Sample, k: int) -> list[Case]:
         if k >= len(sample.captions):
@@ -193,10 +223,15 @@ class Dual(Model):
         )
         names = dict.fromkeys(o.name for o in sample.objects)
         said = {n for word in case.spoken for n in asking.mentions(word, names)}
-        if sample.objects:
-            speaks = [bool(asking.mentions(word, names)) for word in case.spoken]
-            case = replace(case, evidence_text=torch.tensor(speaks))
-        return [replace(case, **asking.evidence(sample, said, self.frame, source))]
+        return [replace(self._about(case, sample), **asking.evidence(sample, said, self.frame, source))]
+
+    def _about(self, case: Case, sample: Sample) -> Case:
+        """The case with the words marked that name a thing in the image."""
+        if not sample.objects:
+            return case
+        names = dict.fromkeys(o.name for o in sample.objects)
+        speaks = [bool(asking.mentions(word, names)) for word in case.spoken]
+        return replace(case, evidence_text=torch.tensor(speaks))
 
     def _worded(self, case: Case, text: str) -> Case:
         ids, words, spoken = self.tokenizer(text, self.text_length)

@@ -16,6 +16,7 @@ class Tokens(Protocol):
     eos: int
     pad: int
     unknown: int
+    mask: int | None  # a token for what is hidden, in vocabularies that were trained with one
 
     def __call__(self, text: str, length: int) -> tuple[list[int], list[int], list[str]]: ...
 
@@ -40,6 +41,7 @@ class WordList:
                 ("<unk>",),
             )
         )
+        self.mask = self.ids.get("<mask>")
 
     def _special(self, *names: str) -> int:
         for name in names:
@@ -54,7 +56,7 @@ class WordList:
 
     def text(self, ids: list[int]) -> list[str]:
         """The words of ids, special tokens left out."""
-        special = {self.pad, self.bos, self.eos, self.unknown}
+        special = {self.pad, self.bos, self.eos, self.unknown, self.mask}
         return [self.words[i] for i in ids if i not in special]
 
 
@@ -66,6 +68,7 @@ class HuggingFaceTokens:
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
         self.unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else self.pad
+        self.mask = tokenizer.mask_token_id
 
     def __call__(self, text: str, length: int) -> tuple[list[int], list[int], list[str]]:
         found = self.inner(text, truncation=True, max_length=length)
