@@ -22,6 +22,9 @@ SMALL = {  # settings that keep a test fast; every class of the shelf is asked, 
     "captum_suite:KernelShap": {"cells": 3, "samples": 20},
     "rise": {"masks": 70, "grid": 3, "text_masks": 10},
     "m2ib": {"steps": 3, "repeats": 3},
+    "smoothgrad": {"samples": 5},
+    "smoothgrad:VarGrad": {"samples": 5},
+    "layer_ig:LayerIg": {"steps": 5},
 }
 SHELF = [use for path in sorted((ROOT / "explainers").glob("*.py")) for use in shelf.uses("explainers", path)]
 SHELF.remove("precomputed")  # cannot be without a folder of maps: test_precomputed.py
@@ -42,7 +45,7 @@ def same(a: Explanation, b: Explanation) -> bool:
 
 def build(explainer: Callable[..., Any], use: str) -> Any:
     settings = dict(SMALL.get(use, {}))
-    if use in ("swapped", "blurred"):
+    if use in ("swapped", "blurred", "mismatched", "shuffled"):
         settings["of"] = explainer("captum_suite:Saliency")
     return explainer(use, **settings)
 

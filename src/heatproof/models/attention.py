@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatproof.models.base import passing
+from heatproof.models.watching import PARTS, passing
 
 
 def attend(
@@ -21,14 +21,21 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k' scaling + mask) v, with the probabilities [N, heads, T, T] shown to watchers.
 
-    The signature is that of Hugging Face's attention interface (its eager attention, less the dropout).
+    So are the heads' queries, keys, values and what they mix, [N, heads, T, d]: the parts of the site that are called
+    "image.attention 0.query" and so on (``PARTS``). The signature is that of Hugging Face's attention interface (its
+    eager attention, less the dropout).
     """
+    site = str(module.heatproof_site)
+    query, key, value = (
+        passing(f"{site}.{part}", x) for part, x in zip(PARTS, (query, key, value), strict=False)
+    )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = query @ key.transpose(2, 3) * scale
     if attention_mask is not None:
         logits = logits + attention_mask
-    probabilities = passing(str(module.heatproof_site), torch.softmax(logits, -1))
-    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+    probabilities = passing(site, torch.softmax(logits, -1))
+    mixed = passing(f"{site}.mixed", probabilities @ value)
+    return mixed.transpose(1, 2).contiguous(), probabilities
 
 
 def tell_sites(net: nn.Module, configs: list[Any], towers: dict[str, list[nn.Module]]) -> None:

@@ -14,11 +14,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from heatproof import geometry
 from heatproof.contract import Case, Sample, Unsuited
 from heatproof.models.meter import Bill, Memo, Meter
+from heatproof.models.watching import PARTS, PASSING, Watch
 
+OUTPUTS = ("out_proj", "o_proj", "out")  # what CLIP, ViT and the house call an attention's output layer
+LAST = "image.last"  # of transformers: the last block's output, of which the score reads one token
 Context = dict[str, Tensor]  # what a row needs besides the activation: token ids, targets, embeddings
 
 
@@ -38,67 +39,6 @@ class Stage:
 
     site: str | None
     run: Callable[[Tensor, Context], Tensor]
-
-
-class Watch:
-    """The values of one site during the latest run, all rows in one tensor.
-
-    The rows pass in blocks, yet the gradient of a score must be had for all of them at once: ``value`` is a
-    leaf that each block's activation is tied to, so its gradient is the activation's.
-    """
-
-    def __init__(self, site: str) -> None:
-        self.site = site
-        self._value: Tensor | None = None
-
-    @property
-    def value(self) -> Tensor:
-        if self._value is None:
-            raise RuntimeError(f"nothing has passed site {self.site!r} yet: call model.score first")
-        return self._value
-
-    def begin(self) -> None:
-        self._value = None
-
-    def tap(self, x: Tensor, start: int, kept: int, total: int) -> Tensor:
-        if self._value is None:
-            value = torch.empty((total, *x.shape[1:]), dtype=x.dtype, device=x.device)
-            self._value = value.requires_grad_(torch.is_grad_enabled())
-        with torch.no_grad():
-            self._value[start : start + kept] = x[:kept]
-        if not torch.is_grad_enabled():
-            return x
-        tied: Tensor = _Tie.apply(x, self._value, start, kept)  # type: ignore[no-untyped-call]
-        return tied
-
-
-class _Tie(torch.autograd.Function):
-    """x as it is; its gradient is handed to the watcher's rows as well."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, start: int, kept: int) -> Tensor:
-        ctx.place = value.shape, start, kept
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (grad,) = grads
-        shape, start, kept = ctx.place
-        seen = grad.new_zeros(shape)
-        seen[start : start + kept] = grad[:kept]
-        return grad, seen, None, None
-
-
-# The block under way, for sites inside a stage (attention probabilities): site -> its tap.
-_PASSING: ContextVar[Mapping[str, Callable[[Tensor], Tensor]]] = ContextVar(
-    "passing", default=MappingProxyType({})
-)
-
-
-def passing(site: str, x: Tensor) -> Tensor:
-    """Called from inside a stage where a site lies: lets a watcher see x and carry its gradient."""
-    tap = _PASSING.get().get(site)
-    return x if tap is None else tap(x)
 
 
 @dataclass(eq=False)
@@ -211,6 +151,8 @@ class Model:
         return f"{kind} {index % count}"
 
     def _find(self, site: str) -> tuple[str, int]:
+        if site == LAST and "image.attention" in self.sites:
+            return "image", len(self.towers["image"]) - 2  # above it: what reads a token, and the score
         for tower, stages in self.towers.items():
             for i, stage in enumerate(stages):
                 if stage.site == site:
@@ -219,9 +161,15 @@ class Model:
 
     @contextmanager
     def watch(self, site: str) -> Iterator[Watch]:
-        """See a site during the next ``score``: its ``value`` [N, ...] is on the way from input to score."""
-        kind, index = site.rsplit(" ", 1)
+        """See a site during the next ``score``: its ``value`` [N, ...] is on the way from input to score.
+
+        An attention site has parts beside its probabilities: "image.attention 0.query", key, value, mixed.
+        """
+        kind, _, index = site.partition(" ")
+        index, _, part = index.partition(".")
         self.site(kind, int(index))
+        if part and (part not in PARTS or not kind.endswith(".attention")):
+            raise Unsuited(f"{kind} has no part {part!r}; attention has {', '.join(PARTS)}")
         if site in self._watches:
             raise RuntimeError(f"{site!r} of {self.name} is watched already")
         watch = self._watches[site] = Watch(site)
@@ -233,6 +181,16 @@ class Model:
     def grid(self, tokens: Tensor) -> Tensor:
         """Token values [T] or [T, D] on the image grid, [h, w] or [D, h, w]; special tokens dropped."""
         return geometry.fold(tokens, self.extra_tokens)
+
+    def join(self, site: str, mixed: Tensor) -> Tensor:
+        """One case's heads [heads, T, d] through the output layer of an attention site: what it adds, [T, D].
+
+        A case at a time, so that no product depends on its neighbours (law 1).
+        """
+        module = next(m for m in self.net.modules() if getattr(m, "heatproof_site", "") == site)
+        layer = next(getattr(module, name) for name in OUTPUTS if hasattr(module, name))
+        found: Tensor = layer(mixed.transpose(0, 1).flatten(1))
+        return found
 
     # ------------------------------------------------------------------ the door
 
@@ -266,14 +224,14 @@ class Model:
                 site: partial(watch.tap, start=first, kept=kept, total=total)
                 for site, watch in watches.items()
             }
-            token = _PASSING.set(taps)
+            token = PASSING.set(taps)
             try:
                 for stage in stages:
                     out = stage.run(out, side)
                     if stage.site in taps:
                         out = taps[stage.site](out)
             finally:
-                _PASSING.reset(token)
+                PASSING.reset(token)
             self._count(out, cases[first : first + kept], share)
             parts.append(out[:kept])
         return parts[0] if len(parts) == 1 else torch.cat(parts)

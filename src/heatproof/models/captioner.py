@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from heatproof.contract import Case, Refused, Sample, Unsuited
 from heatproof.models import asking
-from heatproof.models.base import Context, Model, Stage, passing
+from heatproof.models.base import Context, Model, Stage
 from heatproof.models.captioner_nets import CaptionNet
 from heatproof.models.captioner_search import search
+from heatproof.models.watching import passing
 from heatproof.models.words import WordList
 
 REMOVALS = ("delete", "pad", "unknown", "mask", "embedding")
