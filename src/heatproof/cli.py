@@ -185,6 +185,19 @@ def multiverse(benchmark: str, column: str, vary: tuple[str, ...], **settings: A
         click.echo(line)
 
 
+@cli.command("audit-metrics")
+@BENCHMARK
+@click.option("--freeze", is_flag=True, help="an exam's verdicts become the detector's own marks")
+@_settings
+def audit_metrics(benchmark: str, freeze: bool, **settings: Any) -> None:
+    """Put a benchmark's own metrics to the lie detector: do controls win, does blur pay, does a shuffled map do as well?"""
+    from heatproof import auditing
+
+    lines, files = auditing.run(_order(benchmark, **settings), freeze)
+    for line in [*lines, *map(_short, files)]:
+        click.echo(line)
+
+
 @cli.command("list")
 @click.argument(
     "what",

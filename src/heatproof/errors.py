@@ -1,9 +1,9 @@
-"""The two answers that are no crash: this pair does not suit, and this request cannot be served."""
+"""The two answers that are no crash, this pair does not suit and this request cannot be served, and how names are listed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Why a value is undefined: the explainer gave nothing of the kind that the metric reads.
 NO_IMAGE, NO_TEXT = "no image map", "no text relevance"
@@ -28,3 +28,9 @@ def unknown(where: str, what: str, found: str, accepted: Iterable[str], hint: st
     guess = f"; did you mean {near[0]!r}?" if near else "."
     tail = f". {hint}" if hint else ""
     return Refused(f"{where}: no {what} {found!r}{guess} There are: {', '.join(names) or 'none'}{tail}")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """``a, b and c``; above ``most`` names the rest is counted."""
+    shown = list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)

@@ -21,7 +21,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from heatproof import statistics
+from heatproof import detector, statistics
 from heatproof.pictures import Array, Picture, chosen, examples, framed, overlay
 from heatproof.records import Curve, Result
 from heatproof.summary import Block, Cell, Column, Summary, annotating, summarise
@@ -235,7 +235,7 @@ def _dots(axis: Axes, summary: Summary, block: Block, column: Column) -> None:
     axis.set_xticks(_inside(axis.get_xlim()))
     axis.tick_params(length=0)
     axis.spines["left"].set_visible(False)
-    axis.set_title(f"{block.model} ⚑" if column.suspect else block.model)
+    axis.set_title(f"{block.model} ⚑" if detector.faults(column) else block.model)
 
 
 # ---------------------------------------------------------------- mean curves

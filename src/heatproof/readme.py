@@ -24,5 +24,7 @@ def _table(result: Result) -> str:
     lines = [words.counts(summary) + "."]
     for block in summary.blocks:
         lines += ["", f"**{block.model}** ({block.family}). {words.sentence(block)}", ""]
-        lines += tables.markdown_grid(tables.grids(summary, block)[0])
+        table = tables.grids(summary, block)[0]
+        lines += tables.markdown_grid(table)
+        lines += [f"- {remark}" for remark in words.remarks(summary, block, table.columns)]
     return "\n".join(lines)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from heatproof import statistics
+from heatproof.errors import listed
 from heatproof.records import Record, Result
 from heatproof.statistics import Numbering
 from heatproof.summary import Key, named, reducer
-from heatproof.words import listed
 
 TOLERANCE = (
     1e-5  # times max(1, |frozen|): float32's last bits through a mean; anything more is named in the spec

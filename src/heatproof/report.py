@@ -13,7 +13,8 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from PIL import Image
 
-from heatproof import pictures, plots, tables, words
+from heatproof import detector, pictures, plots, tables, words
+from heatproof.errors import listed
 from heatproof.pictures import Example, Picture
 from heatproof.plots import MeanCurve
 from heatproof.records import Result, write_whole
@@ -43,7 +44,8 @@ def html(result: Result | Summary) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    home.filters["listed"] = words.listed
+    home.filters["listed"] = listed
+    home.filters["faults"] = detector.faults
     home.filters["settings"] = words.settings
     kind, claim = words.badge(summary.run)
     palette = plots.strokes(summary)
@@ -176,7 +178,7 @@ def _dots(summary: Summary, block: Block, column: Column, low: float, high: floa
     best = column.cells[column.control].value if column.control else None
     return {
         "model": block.model,
-        "suspect": column.suspect,
+        "faults": detector.faults(column),
         "rows": rows,
         "left": left,
         "height": TOP + ROW * len(rows) + 22,
@@ -234,15 +236,15 @@ def _curve_panel(
 
 
 def _suspects(summary: Summary) -> dict[str, list[str]]:
-    """Headline columns with the controls that are as good as the best method, and the other columns by name."""
+    """Headline columns that are suspect, with the reasons, and the other suspect columns by name."""
     first: list[str] = []
     more: dict[str, None] = {}
     for block in summary.blocks:
         for i, column in enumerate(block.columns):
-            if column.suspect and i < block.headline:
-                why = f"{words.listed(column.suspect)} not significantly worse than {column.leader}"
-                first.append(f"{column.name} on {block.model}: {why}")
-            elif column.suspect:
+            found = detector.faults(column)
+            if found and i < block.headline:
+                first.append(f"{column.name} on {block.model}: {'; '.join(found)}")
+            elif found:
                 more[f"{column.name} on {block.model}"] = None
     return {"headline": first, "more": list(more)}
 
@@ -262,7 +264,7 @@ def _unsuited(summary: Summary) -> list[tuple[str, str]]:
                     found[why][f"{name} on {block.model}"] = None
         for name, why in block.absent:
             found[why][f"{name} on {block.model}"] = None
-    return [(why, words.listed(list(names), most=4)) for why, names in found.items()]
+    return [(why, listed(list(names), most=4)) for why, names in found.items()]
 
 
 def _block(summary: Summary, block: Block) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _block(summary: Summary, block: Block) -> dict[str, Any]:
         "grid": tables.grid(summary, block, block.columns, "all"),
         "metrics": [(name, len(columns)) for name, columns in _runs(block.columns)],
         "headline": block.headline,
-        "remarks": words.remarks(block),
+        "remarks": words.remarks(summary, block),
         "itself": [(c.name, c.full("")) for c in block.itself if c.valued([""])],
         "published": words.published(summary, block),
     }

@@ -80,12 +80,17 @@ def run(order: Order, progress: Callable[[int], Progress] = Progress) -> Result:
     if order.fresh:
         path.unlink(missing_ok=True)
     bench, found = answers(partial(bench_of, order, path), path, order.workers, progress)
-    result = Result(
-        asked.name,
-        settled(r for a in found for r in a.records),
-        [curve for a in found for curve in a.curves],
-        provenance.story(asked, order, bench, found, time.perf_counter() - began),
-        place,
-    )
+    result = result_of(order, bench, found, time.perf_counter() - began)
     provenance.write(result, found)
     return result
+
+
+def result_of(order: Order, bench: Bench, found: list[Answer], seconds: float) -> Result:
+    """What a bench found, as rows, curves and their story."""
+    return Result(
+        bench.spec.name,
+        settled(r for a in found for r in a.records),
+        [curve for a in found for curve in a.curves],
+        provenance.story(bench.spec, order, bench, found, seconds),
+        provenance.working(bench.spec),
+    )

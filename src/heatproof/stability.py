@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from heatproof.errors import listed
 from heatproof.plots import ACCENT, FAINT, INK, MUTED, STYLE
-from heatproof.words import listed
 
 Array = npt.NDArray[np.float64]
 

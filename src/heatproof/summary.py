@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,8 @@ from heatproof import statistics
 from heatproof.records import Record, Result
 from heatproof.statistics import ALPHA, Comparison, Numbering, Rows
 
-ANNOTATING = ("oracle", "blurred")  # controls that know the mask or the model: they never flag a metric
+ANNOTATING = ("oracle", "blurred", "shuffled")  # controls that know the mask or a map: no blind ones
+COPIES = ("blurred", "shuffled")  # of a method's own map
 MANY_UNDEFINED = 0.02  # of a column's rows; above it the column is ranked a second time
 Key = tuple[str, str]  # metric, name
 
@@ -28,7 +29,7 @@ class Cell:
 
     ``gap`` is the column's leader minus this cell on the cases that both define, ``p`` its sign-flip p
     value adjusted (Holm) for all comparisons of the column. ``worst`` is the value with undefined cases
-    counted at the column's worst case.
+    counted at the column's worst case. ``copies`` holds a method minus its own map blurred or shuffled, p unadjusted.
     """
 
     value: float | None
@@ -43,6 +44,7 @@ class Cell:
     worst: float | None = None
     gap: Comparison | None = None
     p: float | None = None
+    copies: Mapping[str, Comparison] = field(default_factory=dict)
 
     @property
     def why(self) -> str:
@@ -260,8 +262,8 @@ def _block(model: str, records: Sequence[Record], run: Mapping[str, Any]) -> Blo
             table[key][row.explainer].append(row)
             roles[row.explainer] = row.role
     declared = measures(run)
-    heads = [tuple(name.split(".", 1)) for name in run.get("headline", ())]
-    heads = [key for key in heads if key in table] or list(table)[:1]
+    heads = [key for name in run.get("headline", ()) if (key := tuple(name.split(".", 1))) in table]
+    heads = heads or list(table)[:1]
     keys = [*heads, *(k for k in declared if k in table and k not in heads)]
     keys += sorted(k for k in table if k not in keys)
     methods = tuple(e for e in sorted(roles) if roles[e] == "method")
@@ -294,9 +296,14 @@ def _block(model: str, records: Sequence[Record], run: Mapping[str, Any]) -> Blo
 
 
 def annotating(control: str, run: Mapping[str, Any]) -> bool:
-    """Whether a control knows the mask or the model, so that it may not flag a metric."""
-    use = str(named(run, "explainers").get(control, {}).get("use", control))
-    return use.rsplit(":", 1)[-1].lower() in ANNOTATING
+    """Whether a control knows the mask or a map, so that it may not flag a metric."""
+    return used(control, run) in ANNOTATING
+
+
+def used(explainer: str, run: Mapping[str, Any]) -> str:
+    """What an explainer is, whatever it is called: "random", "blurred"."""
+    use = str(named(run, "explainers").get(explainer, {}).get("use", explainer))
+    return use.rsplit(":", 1)[-1].lower()
 
 
 def _absent(cells: Mapping[str, Sequence[Record]]) -> str:
@@ -307,8 +314,7 @@ def _absent(cells: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _cost(records: Sequence[Record]) -> tuple[float, float]:
-    n = len(records)
-    return sum(r.forwards for r in records) / n, sum(r.backwards for r in records) / n
+    return sum(r.forwards for r in records) / len(records), sum(r.backwards for r in records) / len(records)
 
 
 def _column(
@@ -329,15 +335,17 @@ def _column(
     if how not in statistics.CASEWISE:
         values = [c.value for c in plain.values() if c.value is not None]
     floor = min(values, key=lambda v: draft.sign * v, default=math.nan)
+    copies = _copies(how, methods, rows, run)
     cells = {
-        e: Cell(**{**vars(cell), **gaps.get(e, {}), "worst": _worst(cell, floor)})
+        e: Cell(
+            **{**vars(cell), **gaps.get(e, {}), "worst": _worst(cell, floor), "copies": copies.get(e, {})}
+        )
         for e, cell in plain.items()
     }
     return Column(key, measure, cells, methods, blind)
 
 
 def _cell(how: str, records: Sequence[Record], rows: Rows) -> Cell:
-    unsuited = next((r.reason for r in records if r.status == "unsuited"), "")
     counts = Counter(r.status for r in records)
     reasons = Counter(r.reason for r in records if r.status in ("undefined", "failed"))
     value, ends = statistics.estimate(how, rows)
@@ -352,7 +360,7 @@ def _cell(how: str, records: Sequence[Record], rows: Rows) -> Cell:
         rows.present,
         counts["undefined"],
         counts["failed"],
-        unsuited,
+        next((r.reason for r in records if r.status == "unsuited"), ""),
         tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
@@ -371,6 +379,22 @@ def _gaps(how: str, column: Column, rows: Mapping[str, Rows]) -> dict[str, dict[
     others = [e for e in column.valued(rows) if e != column.leader]
     gaps = {e: statistics.compare(how, rows[column.leader], rows[e]) for e in others}
     family = [e for e in others if e in column.methods or e in column.blind]
-    adjusted = statistics.holm([gap.p if (gap := gaps[e]) else 1.0 for e in family])
-    ps = dict(zip(family, adjusted, strict=True))
+    ps = dict(zip(family, statistics.holm([gap.p if (gap := gaps[e]) else 1.0 for e in family]), strict=True))
     return {e: {"gap": gaps[e], "p": ps.get(e)} for e in others}
+
+
+def _copies(
+    how: str, methods: Sequence[str], rows: Mapping[str, Rows], run: Mapping[str, Any]
+) -> dict[str, dict[str, Comparison]]:
+    """Each method against its own map blurred and shuffled, where those controls were asked: ``shuffled(lrp)``."""
+    found: dict[str, dict[str, Comparison]] = defaultdict(dict)
+    for copy in rows:
+        kind, of = used(copy, run), copy.partition("(")[2].removesuffix(")")
+        if (
+            kind in COPIES
+            and of in methods
+            and of in rows
+            and (gap := statistics.compare(how, rows[of], rows[copy]))
+        ):
+            found[of][kind] = gap
+    return found

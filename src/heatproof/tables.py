@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from heatproof import words
+from heatproof import detector, words
 from heatproof.records import Result, write_whole
 from heatproof.summary import Block, Column, Summary, annotating, summarise
 from heatproof.words import ARROWS, Published
@@ -58,7 +58,9 @@ class Grid:
 
     @property
     def heads(self) -> list[str]:
-        return [f"{c.name} {ARROWS.get(str(c.measure.get('better')), '')}".strip() for c in self.columns]
+        marks = {c.name: " ⚑" if detector.faults(c) else "" for c in self.columns}
+        arrows = {c.name: ARROWS.get(str(c.measure.get("better")), "") for c in self.columns}
+        return [f"{c.name} {arrows[c.name]}".strip() + marks[c.name] for c in self.columns]
 
 
 def grids(summary: Summary, block: Block) -> list[Grid]:
@@ -120,7 +122,7 @@ def markdown(result: Result | Summary) -> str:
         out += [f"## {block.model} ({block.family})", "", words.sentence(block), ""]
         for table in grids(summary, block):
             out += [f"### {table.title}", "", *markdown_grid(table), ""]
-        out += [f"- {remark}" for remark in words.remarks(block)]
+        out += [f"- {remark}" for remark in words.remarks(summary, block)]
         out += [f"- the model itself, {c.name}: {c.full('')}" for c in block.itself if c.valued([""])]
         rows = words.published(summary, block)
         if rows:
@@ -167,7 +169,7 @@ def _markdown_published(rows: Sequence[Published]) -> list[str]:
 SHEET = (
     *("model", "family", "explainer", "role", "rank", "column", "better", "measures", "unit", "reduce"),
     *("value", "low", "high", "cases", "images", "undefined", "failed", "with_undefined_worst"),
-    *("difference_to_best", "difference_low", "difference_high", "p_holm", "mark", "why"),
+    *("difference_to_best", "difference_low", "difference_high", "p_holm", "mark", "why", "column_suspect"),
 )
 
 
@@ -198,7 +200,7 @@ def _sheet_row(block: Block, column: Column, name: str, role: str, rank: int | s
         *map(_six, (cell.value, cell.low, cell.high)),
         *(cell.cases, cell.images, cell.undefined, cell.failed, _six(cell.worst)),
         *map(_six, (*gap, cell.p)),
-        *(_mark(column, name), cell.why if cell.value is None else ""),
+        *(_mark(column, name), cell.why if cell.value is None else "", "; ".join(detector.faults(column))),
     ]
 
 
@@ -219,11 +221,12 @@ def latex(result: Result | Summary) -> str:
     out = [f"% {summary.run.get('title', summary.result.name)}; {kind}: {claim}"]
     for block in summary.blocks:
         for table in grids(summary, block):
-            out += ["", *_latex_grid(table, block, f"{kind}: {claim}")]
+            told = words.remarks(summary, block, table.columns)
+            out += ["", *_latex_grid(table, block, f"{kind}: {claim}", told)]
     return "\n".join(out) + "\n"
 
 
-def _latex_grid(table: Grid, block: Block, claim: str) -> list[str]:
+def _latex_grid(table: Grid, block: Block, claim: str, told: Sequence[str]) -> list[str]:
     out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}", r"\hline"]
     out += [" & ".join(h.translate(TEX) for h in ("", *table.heads)) + r" \\", r"\hline"]
     group = "method"
@@ -232,7 +235,9 @@ def _latex_grid(table: Grid, block: Block, claim: str) -> list[str]:
             out.append(r"\hline")
             group = line.group
         out.append(" & ".join([line.name.translate(TEX), *map(_latex_entry, line.entries)]) + r" \\")
-    feet = " ".join(f"({letter}) {text}." for letter, text in table.feet)
+    feet = " ".join(
+        [*(f"({letter}) {text}." for letter, text in table.feet), *(f"{remark}." for remark in told)]
+    )
     caption = f"{block.model}, {table.title}: {block.images} images, {block.cases} cases; {claim}. {words.MARKS}. {feet}"
     label = f"tab:{block.model}-{table.title}"
     return [
@@ -263,6 +268,7 @@ def terminal(result: Result | Summary) -> str:
         table = grid(summary, block, block.columns[: block.headline], "headline")
         out += ["", words.sentence(block), "", *_terminal_grid(table)]
         out += [f"  ({letter}) {text}" for letter, text in table.feet]
+        out += [f"  {remark}" for remark in words.remarks(summary, block, table.columns)]
     return "\n".join(out) + "\n"
 
 

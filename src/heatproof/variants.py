@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from heatproof import stability
+from heatproof.errors import listed
 from heatproof.summary import Block, Column, named
-from heatproof.words import listed
 
 
 def groups(block: Block, run: Mapping[str, Any], choice: str) -> list[dict[str, Column]]:

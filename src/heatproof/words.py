@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heatproof import detector, variants
+from heatproof.errors import listed
 from heatproof.summary import Block, Column, Summary
 
 BADGES = {
@@ -18,8 +20,8 @@ BADGES = {
 }
 STAND_IN = "stand-in data and models: exercises the code of a replay, says nothing about the paper"
 MARKS = (
-    "bold: best method of the column; ≈: not significantly worse than it; ⚑: a control that never saw the "
-    "model and is not significantly worse than the best method, so the column is suspect. In brackets: 95 % "
+    "bold: best method of the column; ≈: not significantly worse than it; ⚑: the column is suspect, for the reason told "
+    "below it, or a control that never saw the model is not significantly worse than the best method. In brackets: 95 % "
     "bootstrap interval (BCa) over photographs. Significance: sign-flip test by photograph on the cases that "
     "both define, Holm over the column, 5 %"
 )
@@ -43,12 +45,6 @@ def counts(summary: Summary) -> str:
 
 def _many(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """``a, b and c``; above ``most`` names the rest is counted."""
-    shown = list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
 def sentence(block: Block, column: Column | None = None) -> str:
@@ -184,18 +180,20 @@ def definitions(summary: Summary) -> list[tuple[str, str]]:
     return out
 
 
-def remarks(block: Block) -> list[str]:
-    """What must be read with the block: suspect columns, undefined cells and the other ranking."""
+def remarks(summary: Summary, block: Block, columns: Sequence[Column] | None = None) -> list[str]:
+    """What must be read with these columns of the block (all): why some are suspect, whether the ranking holds on
+    another baseline, what a known bug moves, undefined cells and the other ranking.
+    """
     out = []
-    for column in block.columns:
-        if column.suspect:
-            out.append(
-                f"⚑ {column.name}: {listed(column.suspect)} not significantly worse than {column.leader}"
-            )
+    for column in block.columns if columns is None else columns:
+        out += [f"⚑ {column.name}: {fault}" for fault in detector.faults(column)]
         if column.twice:
             order = column.ranked((m for m in column.methods if m in column.cells), worst=True)
             share = f"{100 * column.share_undefined:.1f} % undefined"
             out.append(f"{column.name}: {share}; with undefined as worst the order is {', '.join(order)}")
+    if columns is not None:
+        return out
+    out += [*variants.held(block, summary.run), *variants.moved(block, summary.run)]
     grouped: dict[str, list[str]] = {}
     for name, why in block.absent:
         grouped.setdefault(why, []).append(name)

@@ -109,3 +109,39 @@ def test_blurred_is_the_map_smoothed_on_the_images_grid(
     expected = ndimage.gaussian_filter(heat, 0.06 * 32, mode="nearest", truncate=4.3)
     np.testing.assert_allclose(told.image.numpy(), expected, atol=1e-4)
     assert torch.equal(told.text, torch.ones(2))
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Every place of the map has a number of its own, the channels in step; so have the words."""
+
+    size: tuple[int, ...] = (2, 8, 14)
+
+    def explain(self, model: Any, cases: Any) -> list[Explanation]:
+        plane = torch.arange(float(np.prod(self.size[-2:]))).reshape(self.size[-2:])
+        heat = torch.stack([plane, 1000 + plane]) if len(self.size) == 3 else plane
+        return [
+            Explanation(image=heat, text=None if c.tokens is None else torch.arange(float(len(c.words))))
+            for c in cases
+        ]
+
+
+def test_shuffled_moves_whole_blocks_with_all_channels_and_words_among_words(
+    asked: Any, models: Any, explainer: Callable[..., Any]
+) -> None:
+    cases = asked(models["clip"], 3)
+    own = Numbered().explain(None, cases)
+    moved = explainer("shuffled", of=Numbered()).explain(models["clip"], cases)
+    for case, before, after in zip(cases, own, moved, strict=True):
+        assert torch.equal(after.image[0].flatten().sort().values, before.image[0].flatten())
+        assert torch.equal(after.image[1], after.image[0] + 1000)
+        assert not torch.equal(after.image, before.image)
+        pieces = after.image[0].reshape(4, 2, 7, 2).movedim(2, 1)  # blocks of 2 x 2: 8 = 4 x 2, 14 = 7 x 2
+        for piece in pieces.reshape(-1, 2, 2).tolist():
+            (a, b), (c, d) = piece
+            assert (b - a, c - a, d - a) == (1, 14, 15)
+        special = [k for k, word in enumerate(case.words) if word < 0]
+        assert after.text[special].tolist() == before.text[special].tolist()
+        assert sorted(after.text.tolist()) == before.text.tolist()
+    (alone,) = explainer("shuffled", of=Numbered()).explain(models["clip"], cases[2:])
+    assert torch.equal(alone.image, moved[2].image)

@@ -187,22 +187,23 @@ class Dual(Model):
         return [self._prompted(sample, asked["prompt"], labels) for sample in samples]
 
     def _prompted(self, sample: Sample, prompt: str, labels: Sequence[str]) -> list[Case]:
-        if sample.label not in labels:
+        label = sample.label
+        if label is None or label not in labels:
             raise Refused(
-                f"sample {sample.id} is labelled {sample.label!r}, which is none of the policy's {', '.join(labels)}"
+                f"sample {sample.id} is labelled {label!r}, which is none of the policy's {', '.join(labels)}"
             )
         image, source = asking.pixels(sample, self.frame)
-        text = prompt.format(sample.label)
+        text = prompt.format(label)
         case = Case(
-            id=asking.case_id(sample.id, f"p{sample.label}"),
+            id=asking.case_id(sample.id, f"p{label}"),
             sample=sample.id,
-            about=sample.label,
+            about=label,
             pixels=image,
             target=text,
-            choices=tuple(prompt.format(label) for label in labels),
+            choices=tuple(prompt.format(one) for one in labels),
         )
         case = self._about(self._worded(case, text), sample)
-        return [replace(case, **asking.evidence(sample, {sample.label}, self.frame, source))]
+        return [replace(case, **asking.evidence(sample, {label}, self.frame, source))]
 
     def _ask(self, sample: Sample, k: int) -> list[Case]:
         if k >= len(sample.captions):
