@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from heatproof import cells, keys, seeds
-from heatproof.contract import Case, Refused, Sample, Unsuited
+from heatproof import cells, checks, keys, seeds
+from heatproof.contract import Case, Explanation, Refused, Sample, Unsuited
 from heatproof.models.base import Model
+from heatproof.models.meter import Memo
 from heatproof.records import Curve, Record
 from heatproof.spec import Part, Spec
 from heatproof.store import News, Store, pack_tensors
@@ -28,6 +30,7 @@ class Job:
     first: int = 0
     count: int = 0
     fit: int | None = None  # index of the explainer to fit
+    metric: int | None = None  # index of the metric to fit to that explainer's maps, in its place
 
 
 @dataclass
@@ -43,6 +46,18 @@ class Answer:
     model: dict[str, Any] = field(default_factory=dict)
     forwards: float = 0.0
     cases: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An explainer with what it learned, for a metric's fit to ask like any other."""
+
+    of: Any
+    learned: Mapping[str, torch.Tensor] = field(repr=False)
+
+    def explain(self, model: Model, cases: Sequence[Case]) -> Sequence[Explanation]:
+        answer: Sequence[Explanation] = self.of.explain(model, cases, self.learned)
+        return answer
 
 
 class Bench:
@@ -62,6 +77,7 @@ class Bench:
         self._models: dict[int, tuple[Model, str]] = {}
         self._digests: dict[str, str] = {}
         self._fits: dict[str, dict[str, torch.Tensor]] = {}
+        self._unfit: dict[str, Exception] = {}  # why a fit failed, so that no chunk tries again
 
     def jobs(self) -> list[Job]:
         """Chunks are runs of whole samples, cut by the spec alone."""
@@ -73,12 +89,16 @@ class Bench:
         ]
 
     def fits(self) -> list[Job]:
-        """What has to be fitted before the chunks can go."""
+        """What has to be fitted before the chunks can go: explainers, then metrics to every explainer's maps."""
+        learning = [k for k, metric in enumerate(self.spec.metrics) if hasattr(metric.made, "fit")]
+        explainers = list(enumerate(self.spec.explainers))
         return [
-            Job(m, fit=e)
+            job
             for m in range(len(self.spec.models))
-            for e, part in enumerate(self.spec.explainers)
-            if hasattr(part.made, "fit")
+            for job in (
+                *(Job(m, fit=e) for e, part in explainers if hasattr(part.made, "fit")),
+                *(Job(m, fit=e, metric=k) for e, _ in explainers for k in learning),
+            )
         ]
 
     def do(self, job: Job) -> Answer:
@@ -88,7 +108,9 @@ class Bench:
         before = model.meter.run
         try:
             if job.fit is not None:
-                self._fit(self.spec.explainers[job.fit], model, key, answer)
+                explainer = self.spec.explainers[job.fit]
+                asked = (explainer,) if job.metric is None else (self.spec.metrics[job.metric], explainer)
+                self._fit(model, key, answer, *asked)
             else:
                 cells.Chunk(self, model, key, answer).run()
         finally:
@@ -141,29 +163,54 @@ class Bench:
 
     # ------------------------------------------------------------------ fits
 
-    def fitted(self, part: Part, model: Model, key: str) -> tuple[dict[str, torch.Tensor], str]:
-        """What an explainer learned from the fit split, and the key of it."""
-        name = keys.fit_key(key, part, [self.digest(s) for s in self._fit_samples(part)], self.spec.seed)
+    def fit_name(self, part: Part, model: Model, key: str, to: Part | None = None) -> str:
+        """The key of a fit; nothing is learned for it."""
+        digests = [self.digest(s) for s in self._fit_samples(part)]
+        return keys.fit_key(key, part, digests, self.spec.seed, self.policy(model), to)
+
+    def fitted(
+        self, part: Part, model: Model, key: str, to: Part | None = None
+    ) -> tuple[dict[str, torch.Tensor], str]:
+        """What an explainer learned from the fit split, or a metric from it and from the maps of ``to``; and its key."""
+        name = self.fit_name(part, model, key, to)
+        if name in self._unfit:
+            raise self._unfit[name]
         if name not in self._fits:
-            stored = self.store.fit(name)
-            if stored is None:
-                feed = self._feed(part, model)
-                with model.part():
-                    stored = {k: v.detach() for k, v in part.made.fit(model, feed).items()}
-            self._fits[name] = stored
+            try:
+                stored = self.store.fit(name)
+                self._fits[name] = self._learned(part, model, key, to) if stored is None else stored
+            except Exception as error:  # foreign code may raise anything, and the chunks will say so
+                self._unfit[name] = error
+                raise
         return self._fits[name], name
 
-    def _fit(self, part: Part, model: Model, key: str, answer: Answer) -> None:
+    def _learned(self, part: Part, model: Model, key: str, to: Part | None) -> dict[str, torch.Tensor]:
+        explainer = () if to is None else (self._asked(to, model, key),)
+        before = checks.condition(model.net)
         try:
-            tensors, name = self.fitted(part, model, key)
-        except Unsuited:
+            with _apart(model.memo), model.part():
+                found = part.made.fit(model, self._feed(part, model), *explainer)
+        finally:
+            checks.left_as_found(part, before, checks.condition(model.net))
+        return {k: v.detach().cpu() for k, v in found.items()}
+
+    def _asked(self, part: Part, model: Model, key: str) -> Any:
+        """An explainer that can be asked without more."""
+        return Fitted(part.made, self.fitted(part, model, key)[0]) if hasattr(part.made, "fit") else part.made
+
+    def _fit(self, model: Model, key: str, answer: Answer, part: Part, to: Part | None = None) -> None:
+        try:
+            tensors, name = self.fitted(part, model, key, to)
+        except Refused:
+            raise
+        except Exception:
             return  # the chunks will say so, cell by cell
         answer.news.fits[name] = pack_tensors(tensors)
 
     def _fit_samples(self, part: Part) -> Sequence[Sample]:
         if self.spec.fit is None:
             raise Refused(
-                f"{self.spec.path.name}: explainer {part.name!r} learns from data, but there is no `fit`; "
+                f"{self.spec.path.name}: {part.shelf[:-1]} {part.name!r} learns from data, but there is no `fit`; "
                 'write for example fit = { use = "scenes", split = "train", sample = 64 }'
             )
         if not hasattr(self, "_fit_split"):
@@ -173,7 +220,21 @@ class Bench:
     def _feed(self, part: Part, model: Model) -> Iterator[list[Case]]:
         samples = self._fit_samples(part)
         for first in range(0, len(samples), self.spec.chunk):
-            yield from self.ask(model, samples[first : first + self.spec.chunk])
+            yield [
+                case for cases in self.ask(model, samples[first : first + self.spec.chunk]) for case in cases
+            ]
+            model.memo.clear()
+
+
+@contextmanager
+def _apart(memo: Memo) -> Iterator[None]:
+    """A memo of its own for a fit, whose cases are other samples' and may share their names."""
+    outer = memo.kept, memo.bills
+    memo.kept, memo.bills = {}, {}
+    try:
+        yield
+    finally:
+        memo.kept, memo.bills = outer
 
 
 def checked(device: str) -> str:

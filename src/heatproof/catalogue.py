@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from heatproof import shelf
 from heatproof.shelf import Place
@@ -47,13 +48,14 @@ def cards(cwd: Path) -> Iterator[str]:
             yield from ["", f"## {use}", "", inspect.cleandoc(cls.__doc__ or ""), ""]
             told = [f for f in dataclasses.fields(cls) if f.init]
             if told:
-                yield "Settings: " + ", ".join(f"`{f.name} = {json.dumps(f.default)}`" for f in told) + "."
+                yield "Settings: " + ", ".join(_default(f) for f in told) + "."
                 yield ""
             yield from [
                 "| value | better | measures | unit | a column is reduced by |",
                 "|---|---|---|---|---|",
             ]
-            made = cls()
+            needs = any(f.default is f.default_factory is dataclasses.MISSING for f in told)
+            made: Any = cls if needs else cls()
             for m in made.measures:
                 yield f"| `{m.name}` | {m.better} | {m.measures} | {m.unit or '–'} | {m.reduce} |"
 
@@ -75,6 +77,12 @@ def _settings(node: ast.ClassDef) -> str:
             default = f" = {ast.unparse(line.value)}" if line.value else ""
             fields.append(ast.unparse(line.target) + default)
     return f"({', '.join(fields)})"
+
+
+def _default(field: dataclasses.Field[object]) -> str:
+    """A setting with its default, or alone where a spec must give it."""
+    needed = field.default is field.default_factory is dataclasses.MISSING
+    return f"`{field.name}`" if needed else f"`{field.name} = {json.dumps(field.default)}`"
 
 
 def _settled(line: ast.AnnAssign) -> bool:

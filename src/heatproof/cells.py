@@ -71,12 +71,20 @@ class Chunk:
         try:
             fitted, fit_key = None, ""
             if hasattr(part.made, "fit"):
-                fitted, fit_key = self.bench.fitted(part, self.model, self.model_key)
+                try:
+                    fitted, fit_key = self.bench.fitted(part, self.model, self.model_key)
+                except (Unsuited, Refused):
+                    raise
+                except Exception as error:  # foreign code may raise anything, and the run goes on
+                    for case in cases:
+                        self._failed(part, None, case, error)
+                    return
             if any(checks.needs_other(p.made) for p in (part, *self.spec.metrics)):
                 cases = [dataclasses.replace(c, other=self._other(c)) for c in cases]
             map_keys = {c.id: self._map_key(part, c, fit_key) for c in cases}
+            learned = {m.name: self._fit_name(m, part) for m in self.spec.metrics}
             score_keys = {
-                (c.id, m.name): keys.score_key(map_keys[c.id], m, self._partner(m, c))
+                (c.id, m.name): keys.score_key(map_keys[c.id], m, self._partner(m, c), learned[m.name])
                 for c in cases
                 for m in self.spec.metrics
             }
@@ -106,6 +114,12 @@ class Chunk:
                     self._record(part, metric, case, key, cell)
                 if case.id in found:
                     self.answer.news.scores[key] = found[case.id]
+
+    def _fit_name(self, metric: Part, part: Part) -> str:
+        """The key of what a metric learned of the explainer's maps; nothing where it learns nothing."""
+        if not hasattr(metric.made, "fit"):
+            return ""
+        return self.bench.fit_name(metric, self.model, self.model_key, part)
 
     def _other(self, case: Case) -> Callable[[], Case]:
         def other() -> Case:
@@ -168,11 +182,12 @@ class Chunk:
         costs: dict[str, tuple[float, float]],
     ) -> dict[str, dict[str, Any]] | None:
         cells: dict[str, dict[str, Any]] = {}
+        fitted: tuple[Any, ...] = ()
 
         def measure(some: list[Case]) -> list[Score]:
             trials = [Trial(self.model, c, part.made, maps[c.id]) for c in some]
             with torch.inference_mode(), self._judged(metric) as spent:
-                answer = metric.made.measure(trials)
+                answer = metric.made.measure(trials, *fitted)
             found = checks.scores(metric, some, answer)
             for case, score in zip(some, found, strict=True):
                 explained = costs[case.id]
@@ -181,11 +196,18 @@ class Chunk:
             return found
 
         try:
+            if cases and hasattr(metric.made, "fit"):
+                fitted = (self.bench.fitted(metric, self.model, self.model_key, part)[0],)
             for _ in self._attempt(part, metric, cases, measure):
                 pass
         except Unsuited as reason:
             self._unsuited(part, metric, str(reason))
             return None
+        except Refused:
+            raise
+        except Exception as error:  # a fit that fails, fails for every case
+            for case in cases:
+                self._failed(part, metric, case, error)
         return cells
 
     @contextmanager

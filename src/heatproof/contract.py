@@ -309,7 +309,12 @@ class Measure:
 
 @runtime_checkable
 class Metric(Protocol):
-    """A frozen dataclass; its fields are its settings. ``measures`` declares every value it can give."""
+    """A frozen dataclass; its fields are its settings. ``measures`` declares every value it can give.
+
+    A metric that learns from data, of each explainer's maps anew, also has ``fit(model, feed, explainer) -> {name: tensor}``;
+    it is then asked as ``measure(trials, fitted)``. The explainer that it is handed can be asked without more: what
+    that one was fitted on is bound to it. A metric that looks at ``case.other`` says so: ``needs_other = True``.
+    """
 
     @property
     def measures(self) -> Iterable[Measure]: ...

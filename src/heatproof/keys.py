@@ -59,18 +59,28 @@ def case_key(model: str, case: Case, digest: str, policy: str) -> str:
 
 def map_key(case: str, part: Part, fitted: str = "", other: str = "") -> str:
     """The explainer's source and settings, what it was fitted on, and the other case it looks at."""
+    return seal("map", case, *_made(part), fitted, other)
+
+
+def fit_key(
+    model: str, part: Part, digests: list[str], seed: int, policy: str = "", to: Part | None = None
+) -> str:
+    """What a fit depends on: the model, the part, every sample of the fit split, and what is asked of it.
+
+    A metric's fit also depends on ``to``, the explainer whose maps it learns from.
+    """
+    return seal("fit", model, *_made(part), digests, seed, policy, [] if to is None else _made(to))
+
+
+def score_key(of: str, part: Part, other: str = "", fitted: str = "") -> str:
+    """The metric's source and settings on top of the map (or of the bare case), the other case it looks at, and its fit."""
+    return seal("score", of, *_made(part), other, fitted)
+
+
+def _made(part: Part) -> tuple[Any, ...]:
+    """What a part is: its name on the shelf, settings and source, and the sources of the explainers inside it."""
     nested = [shelf.source(shelf.file_of(type(made))) for made in _nested(part.made)]
-    return seal("map", case, part.use, part.settings, part.source, nested, fitted, other)
-
-
-def fit_key(model: str, part: Part, digests: list[str], seed: int) -> str:
-    """What a fit depends on: the model, the explainer, and every sample of the fit split."""
-    return seal("fit", model, part.use, part.settings, part.source, digests, seed)
-
-
-def score_key(of: str, part: Part, other: str = "") -> str:
-    """The metric's source and settings on top of the map (or of the bare case), and the other case it looks at."""
-    return seal("score", of, part.use, part.settings, part.source, other)
+    return part.use, part.settings, part.source, nested
 
 
 def _nested(made: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from heatproof import Explanation, Score, Trial, Unsuited, Value, checks, shelf
+from heatproof.contract import Explainer
 from heatproof.shelf import Place
 from heatproof.statistics import REDUCERS
 
@@ -41,7 +42,14 @@ class Patches:
 def make(use: str) -> typing.Any:
     cls = shelf.find("metrics", use, PLACE, "tests/house")
     given = {f.name: MOST for f in dataclasses.fields(cls) if type(f.default) is int and f.default > MOST}
-    return cls(**given)
+    hints = typing.get_type_hints(cls)
+    partners = [f.name for f in dataclasses.fields(cls) if hints[f.name] is Explainer]
+    return cls(**given, **{name: Patches() for name in partners})
+
+
+def learned(made, explainer, model, cases) -> list:
+    """What a metric that learns from an explainer's maps is given beside the trials."""
+    return [made.fit(model, iter([list(cases)]), explainer)] if hasattr(made, "fit") else []
 
 
 def plain(score: Score) -> typing.Any:
@@ -75,10 +83,11 @@ def test_scores_come_in_order_and_do_not_depend_on_neighbours(use, name, familie
         told = explainer.explain(model, some)
         with torch.inference_mode():
             return list(
-                made.measure([Trial(model, c, explainer, e) for c, e in zip(some, told, strict=True)])
+                made.measure([Trial(model, c, explainer, e) for c, e in zip(some, told, strict=True)], *extra)
             )
 
     try:
+        extra = learned(made, explainer, model, cases)
         whole = measure(cases)
     except Unsuited as unsuited:
         reason = str(unsuited)
@@ -113,11 +122,12 @@ def test_a_broken_map_is_undefined_with_a_reason_and_never_a_number_of_it(use, f
             return [broken] * len(cases)
 
     model.memo.clear()
-    with torch.inference_mode():
-        try:
-            (score,) = made.measure([Trial(model, case, Broken(), broken)])
-        except Unsuited:
-            return
+    try:
+        extra = learned(made, Patches(), model, cases)
+        with torch.inference_mode():
+            (score,) = made.measure([Trial(model, case, Broken(), broken)], *extra)
+    except Unsuited:
+        return
     for name, value in score.values.items():
         of_the_map = name not in {"clean", "blank"}
         assert not (value.defined and of_the_map), (name, value)

@@ -36,6 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fidelity:Monotonicity": {"cells": 2},
     "infidelity": {"samples": 12},
     "irof": {"cells": 2},
+    "mprt:SmoothMprt": {"samples": 3},
+    "roar": {"shares": (0.2, 0.6), "epochs": 2},
+    "roar:Kar": {"shares": (0.5,), "epochs": 2},
     "robustness:Sensitivity": {"samples": 3},
 }
 WORDS = WordList(
@@ -96,7 +99,8 @@ class World:
         return shelf.find("metrics", self.use, PLACE, "laws")
 
     def metric(self, **more: Any) -> Any:
-        return self.cls(**{**SETTINGS.get(self.use, {}), **more})
+        needed = {"of": Slope()} if self.use == "concord" else {}
+        return self.cls(**{**SETTINGS.get(self.use, {}), **needed, **more})
 
     def takes(self, field: str) -> bool:
         return field in {f.name for f in dataclasses.fields(self.cls)}
@@ -112,7 +116,7 @@ class World:
     @property
     def asks(self) -> bool:
         """Whether the metric asks the explainer again, so that the map must be a real explainer's."""
-        return self.use.split(":")[0] in ("randomisation", "robustness", "random_logit")
+        return self.use.split(":")[0] in ("randomisation", "mprt", "robustness", "random_logit")
 
     def model(self) -> Any:
         frame = Frame(self.size[0], mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
@@ -194,15 +198,16 @@ class World:
     ) -> list[Score]:
         return self.measure(metric, self.model(), cases, answers)
 
-    @staticmethod
     def measure(
-        metric: Any, model: Any, cases: Sequence[Case], answers: Sequence[Explanation] | Slope
+        self, metric: Any, model: Any, cases: Sequence[Case], answers: Sequence[Explanation] | Slope
     ) -> list[Score]:
         explainer = answers if isinstance(answers, Slope) else Slope()
         given = explainer.explain(model, cases) if isinstance(answers, Slope) else answers
         trials = [Trial(model, c, explainer, e) for c, e in zip(cases, given, strict=True)]
+        # what is learned is learned of the same cases, whatever is asked
+        extra = [metric.fit(model, iter([self.cases(6)]), Slope())] if hasattr(metric, "fit") else []
         with torch.inference_mode():
-            return list(metric.measure(trials))
+            return list(metric.measure(trials, *extra))
 
     def numbers(self, *asked: Any) -> list[dict[str, float | None]]:
         return [{n: v.number for n, v in score.values.items()} for score in self.scores(*asked)]

@@ -12,6 +12,8 @@ UNIT, TWO = (0.0, 1.0), (-1.0, 1.0)
 BOUNDS = {  # by metric and value; what is not here is in units of the score, or of the map, and has no bound
     "agreement": dict.fromkeys(("pixels", "weakest", "leak", "words"), UNIT),
     "complexity": {"gini": UNIT, "entropy": (0.0, math.log(48)), "support": UNIT},
+    "concord": dict.fromkeys(("spearman", "kendall", "ssim"), TWO)
+    | dict.fromkeys(("feature_agreement", "rank_agreement", "sign_agreement", "signed_rank_agreement"), UNIT),
     "confidence": dict.fromkeys(("image_drop", "image_increase", "image_gain"), UNIT),
     "counterfactual": dict.fromkeys(("spearman", "kendall", "words", "words_kendall"), TWO),
     "fidelity:FaithfulnessCorrelation": {"faithfulness_correlation": TWO},
@@ -19,6 +21,11 @@ BOUNDS = {  # by metric and value; what is not here is in units of the score, or
     "fidelity:Monotonicity": {"monotonicity": UNIT, "monotone_steps": UNIT},
     "mosaic": {"grid_pointing": UNIT, "grid_argmax": UNIT},
     "pointing": {"pointing": UNIT},
+    "mprt:EfficientMprt": {"rise": (-1.0, math.inf)},
+    "mprt:SmoothMprt": {"randomisation": TWO, "randomisation_signed": TWO},
+    "random_logit": {"ssim": TWO, "spearman": TWO},
+    "roar": {"accuracy": UNIT, "probability": UNIT},
+    "roar:Kar": {"accuracy": UNIT, "probability": UNIT},
     "randomisation": {"randomisation": TWO, "randomisation_signed": TWO},
     "irof": {"irof": (-math.inf, 1.0)},
     "infidelity": {"infidelity": (0.0, math.inf), "infidelity_scaled": (0.0, math.inf)},

@@ -8,6 +8,7 @@ import torch
 
 # values that a constant map has no number for: no tie rule gives one
 SILENT = {
+    "concord": ("spearman kendall ssim", "what is constant has neither ranks nor a structure"),
     "confidence": ("image_drop image_increase image_gain", "it cannot be scaled from 0 to 1"),
     "counterfactual": ("spearman kendall", "equal masses have no ranks"),
     "fidelity:FaithfulnessCorrelation": ("faithfulness_correlation", "equal sums have no correlation"),

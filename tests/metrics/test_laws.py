@@ -18,6 +18,8 @@ from heatproof.metrics.infidelity import Infidelity
 from heatproof.metrics.irof import Irof
 from heatproof.metrics.localization import Localization
 from heatproof.metrics.mosaic import GridPointing
+from heatproof.metrics.mprt import EfficientMprt, SmoothMprt
+from heatproof.metrics.random_logit import RandomLogit
 from heatproof.metrics.randomisation import Randomisation
 from heatproof.metrics.rationale import Rationale
 from heatproof.metrics.road import Road
@@ -34,6 +36,10 @@ METRICS = [
     Correctness(),
     Correctness(as_released=True, within="masks", pool="sum"),
     Randomisation(levels=2),
+    Randomisation(levels=2, mode="independent", order="bottom_up", similarity="ssim", upsample="bilinear"),
+    SmoothMprt(samples=3, levels=2, average=True),
+    EfficientMprt(),
+    RandomLogit(),
     Segmentation(instances="any"),
     Segmentation(upsample="none", sign="abs"),
     GridPointing(smooth=3),

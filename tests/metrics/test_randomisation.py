@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -71,7 +72,7 @@ def test_layers_go_from_the_output_down_and_all_at_the_end(toys):
     assert randomisation.layers(model.net) == [["mix.weight", "mix.bias"], ["last.weight", "last.bias"]]
     changed = []
     for level in (1, 2):
-        twin = model.twin(Randomisation(levels=2)._edit(level, 0), f"twin {level}")
+        twin = randomisation.randomised(model, randomisation.runs(2, 2)[level - 1], 0)
         changed.append({n for n, p in twin.net.named_parameters() if not torch.equal(p, before[n])})
         assert twin.hash != model.hash
     assert changed == [{"last.weight", "last.bias"}, set(before)]
@@ -129,3 +130,92 @@ def test_undefined_and_unsuited(toys):
         Randomisation().measure(toys.trials(trials[0].model, [trials[0].case], [torch.eye(8)], Fitted()))
     with pytest.raises(Refused, match="1 or more"):
         Randomisation(levels=0)
+
+
+# ---------------------------------------------------------------- modes, orders, likenesses
+
+
+def by_hand(model, names, seed=0):
+    """A twin whose named parameters are noise, made without the metric's own bookkeeping."""
+    return model.twin(lambda net: randomisation.randomise(net, names, seed), f"by hand {names}")
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 7])
+@pytest.mark.parametrize("levels", [1, 2, 3, 7, 9])
+def test_runs_are_shares_from_either_end(total, levels):
+    done = [math.ceil(total * level / levels) for level in range(levels + 1)]
+    up = randomisation.runs(total, levels, order="bottom_up")
+    assert up == [(0, n) for n in done[1:]]
+    down = randomisation.runs(total, levels)
+    assert down == [(total - n, total) for n in done[1:]]
+    alone = randomisation.runs(total, levels, "independent", "bottom_up")
+    assert sorted(k for first, last in alone for k in range(first, last)) == list(range(total))
+    assert len(alone) == min(total, levels)
+    mirrored = randomisation.runs(total, levels, "independent", "top_down")
+    assert mirrored == [(total - last, total - first) for first, last in alone]
+
+
+@pytest.mark.parametrize("order", ["top_down", "bottom_up"])
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+def test_modes_and_orders_are_twins_made_by_hand(toys, mode, order):
+    trials = batch(toys, Gradient(), 3)
+    model, cases = trials[0].model, [t.case for t in trials]
+    groups = randomisation.layers(model.net)
+    steps = groups if order == "bottom_up" else groups[::-1]
+    if mode == "cascading":
+        steps = [[n for group in steps[: k + 1] for n in group] for k in range(len(steps))]
+    after = [Gradient().explain(by_hand(model, names), cases) for names in steps]
+    scores = Randomisation(levels=2, mode=mode, order=order).measure(trials)
+    for i, (trial, score) in enumerate(zip(trials, scores, strict=True)):
+        one = trial.explanation.image.sum(0)
+        rhos = [scipy.stats.spearmanr(one.flatten(), a[i].image.sum(0).flatten()).statistic for a in after]
+        x, y = score.curves["randomisation_signed"]
+        assert y == pytest.approx([1.0, *rhos] if mode == "cascading" else rhos, abs=1e-9)
+        assert x == ([0, 0.5, 1] if mode == "cascading" else [0.5, 1])
+        value = score.values["randomisation_signed"].number
+        assert value == pytest.approx(rhos[-1] if mode == "cascading" else sum(rhos) / 2, abs=1e-9)
+
+
+def test_both_orders_end_at_the_same_twin_and_an_average_is_one(toys):
+    trials = batch(toys, Gradient())
+    plain, up, mean = (
+        Randomisation(levels=levels, order=order, average=average).measure(trials)
+        for levels, order, average in (
+            (1, "top_down", False),
+            (2, "bottom_up", False),
+            (2, "bottom_up", True),
+        )
+    )
+    for a, b, c in zip(plain, up, mean, strict=True):
+        assert a.values == b.values
+        assert b.curves == c.curves
+        for name, value in c.values.items():
+            assert value.number == pytest.approx(sum(c.curves[name][1][1:]) / 2)
+
+
+def test_ssim_is_scikit_images_on_the_images_grid(toys):
+    theirs = pytest.importorskip("skimage.metrics").structural_similarity
+    model, chance = toys.curved(), torch.Generator().manual_seed(8)
+    cases = [toys.case(f"s{i}", torch.randn(3, 14, 18, generator=chance), i % 3) for i in range(3)]
+    trials = toys.trials(model, cases, Gradient().explain(model, cases), Gradient())
+    twin = by_hand(model, [name for name, _ in model.net.named_parameters()])
+    after = Gradient().explain(twin, cases)
+    metric = Randomisation(similarity="ssim", upsample="bilinear")
+    for trial, again, score in zip(trials, after, metric.measure(trials), strict=True):
+        one, other = (e.image.sum(0).double().numpy() for e in (trial.explanation, again))
+        one, other = (heat / (heat**2).mean() ** 0.5 for heat in (one, other))
+        low = min(one.min(), other.min())  # signed maps are lifted
+        wanted = theirs(
+            one - low, other - low, gaussian_weights=True, use_sample_covariance=False, data_range=2.0
+        )
+        assert score.values["randomisation_signed"].number == pytest.approx(wanted, abs=1e-6)
+    for score in metric.measure(batch(toys, Edges())):
+        assert [v.number for v in score.values.values()] == pytest.approx([1.0, 1.0])
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(Refused, match="no upsample 'none'"):
+        Randomisation(similarity="ssim")
+    for field, wrong in (("mode", "cascade"), ("order", "up"), ("similarity", "cosine"), ("scale", "l2")):
+        with pytest.raises(Refused, match=wrong):
+            Randomisation(**{field: wrong})

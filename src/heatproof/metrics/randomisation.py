@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from heatproof import contract, geometry, seeds
-from heatproof.contract import Explanation, Measure, Refused, Score, Trial, Unsuited, Value
-from heatproof.metrics import maps, ranking
+from heatproof.contract import (
+    Case,
+    Explainer,
+    Explanation,
+    Measure,
+    Model,
+    Refused,
+    Score,
+    Trial,
+    Unsuited,
+    Value,
+)
+from heatproof.metrics import maps, ranking, similarity
 from heatproof.metrics.maps import Undefined
+
+MODES = ("cascading", "independent")
+ORDERS = ("top_down", "bottom_up")
+SIMILARITIES = ("spearman", "ssim")
+CONSTANT = "a map is constant"
 
 
 def layers(net: nn.Module) -> list[list[str]]:
@@ -49,29 +65,86 @@ def randomise(net: nn.Module, names: Sequence[str], seed: int) -> None:
             weight.copy_(weight.mean() + spread * noise.to(weight))
 
 
+def runs(total: int, levels: int, mode: str = "cascading", order: str = "top_down") -> list[tuple[int, int]]:
+    """Which of ``total`` layers are random at each level, as first and one past the last, counted from the input.
+
+    The layers are cut into ``levels`` shares, rounded up from the end that ``order`` starts at; "cascading" adds share
+    to share, "independent" takes each alone (and leaves out those that are empty).
+
+    >>> runs(4, 2), runs(4, 2, "independent"), runs(4, 2, order="bottom_up")
+    ([(2, 4), (0, 4)], [(2, 4), (0, 2)], [(0, 2), (0, 4)])
+    """
+    ends = [-(-total * level // levels) for level in range(levels + 1)]  # each level changes something
+    starts = [0] * levels if mode == "cascading" else ends[:-1]
+    found = [run for run in zip(starts, ends[1:], strict=True) if run[0] < run[1]]
+    return found if order == "bottom_up" else [(total - last, total - first) for first, last in found]
+
+
+def randomised(model: Model, run: tuple[int, int], seed: int) -> Model:
+    """The model's twin with the layers of a ``run`` replaced by noise; asked for again, it is the same one."""
+
+    def edit(net: nn.Module) -> None:
+        randomise(net, [name for group in layers(net)[slice(*run)] for name in group], seed)
+
+    with torch.inference_mode(False):  # the explainer may want gradients through the twin
+        return model.twin(edit, f"layers {run[0]} to {run[1] - 1} randomised, seed {seed}")
+
+
+def depth(model: Model) -> int:
+    """How many layers the model has."""
+    net: nn.Module = model.net  # type: ignore[attr-defined]  # every implementation has one
+    return len(layers(net))
+
+
+def who(trial: Trial) -> Explainer:
+    """The trial's explainer, or Unsuited where it cannot be asked about another model."""
+    if trial.explainer is None:
+        raise Unsuited("there is no explainer to ask again")
+    if hasattr(trial.explainer, "fit"):
+        raise Unsuited(
+            "the explainer was fitted to the model as it is; it cannot be asked of a randomised one"
+        )
+    return trial.explainer
+
+
 @dataclass(frozen=True)
 class Randomisation:
-    """Parameter randomisation: rank correlation of a map with the same explainer's map of a randomised model.
+    """Parameter randomisation: likeness of a map to the same explainer's map of a randomised model.
 
-    Adebayo et al. 2018 (Sanity checks for saliency maps). The weights are replaced, layer by layer from the
-    output down, in ``levels`` equal shares that add up (cascading); ``levels`` 1 replaces them all at once. At
-    each level the explainer is asked again; buffers (running means) stay. Layers are modules that own parameters,
-    in the order in which the net lists them. The noise is seeded by the spec, so all cases meet one twin.
+    Adebayo et al. 2018 (Sanity checks for saliency maps). The weights are replaced, layer by layer, in ``levels`` equal
+    shares. ``mode``: cascading (shares add up) | independent (each alone, the rest as trained). ``order``: top_down
+    (from the output, as Adebayo et al.) | bottom_up (from the input, which Binder et al. 2023, arXiv 2211.12486,
+    and Hedström et al. 2024 advise: under random top layers the features below still stand, and maps with them).
+    ``levels`` 1 replaces all at once, where neither matters. At each level the explainer is asked again; buffers
+    (running means) stay. Layers are modules that own parameters, in the order in which the net lists them. The noise is
+    seeded by the spec, so all cases meet one twin.
 
-    - ``randomisation``: Spearman's rho of the absolute maps, every layer randomised
+    - ``randomisation``: likeness of the absolute maps, every layer randomised
     - ``randomisation_signed``: the same of the signed maps
 
-    Both from -1 to 1, on the map's own grid, ties at their mean rank; the curves tell all levels, over the share
-    of layers randomised. Lower is better, down to 0: a map that stays (1) does not depend on what the model has
+    Of the last level where cascading; ``average`` takes the mean over the levels (Hedström et al.), as do independent
+    shares, which have no last. The curves tell all levels, over the share of layers randomised (independent: of
+    layers gone through). ``similarity``: spearman (ties at their mean rank; on the map's own grid with ``upsample`` none)
+    | ssim (Wang et al. 2004, in windows of 11 px, sigma 1.5, on the image's grid: take ``upsample``
+    bilinear) of maps brought to one ``scale``: second_moment (Binder et al.) | max_abs | range | percentile | none.
+
+    Both from -1 to 1. Lower is better, down to 0: a map that stays (1) does not depend on what the model has
     learned. Smooth maps scatter more around 0. Costs ``levels`` explanations a case. Known criticism: rank
     correlation after only the top layers says little, and centred maps of any method look alike (Binder et al.
-    2023; Hedström et al. 2024).
+    2023; Hedström et al. 2024). A map of noise is like no other and so the best by any likeness, and one pixel that
+    outshines the rest makes two maps alike on a fixed range (max_abs, range); see mprt:EfficientMprt.
 
     Undefined: no map, NaN in it, either map constant. Unsuited: explainers that were fitted.
     """
 
     levels: int = 1
     pool: str = "sum"
+    mode: str = "cascading"
+    order: str = "top_down"
+    average: bool = False
+    similarity: str = "spearman"
+    scale: str = "second_moment"
+    upsample: str = "none"
 
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("randomisation", "lower", "sanity"),
@@ -80,61 +153,65 @@ class Randomisation:
 
     def __post_init__(self) -> None:
         maps.accept(self, "pool", geometry.POOLS)
+        maps.accept(self, "mode", MODES)
+        maps.accept(self, "order", ORDERS)
+        maps.accept(self, "similarity", SIMILARITIES)
+        maps.accept(self, "scale", tuple(similarity.SCALES))
+        enlarged = tuple(way for way in geometry.UPSAMPLES if way != "none")
+        maps.accept(self, "upsample", enlarged if self.similarity == "ssim" else geometry.UPSAMPLES)
         if self.levels < 1:
             raise Refused(f"metrics.randomisation.levels: found {self.levels}, accepted is 1 or more")
 
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         if not trials:
             return []
-        model, explainer, seed = trials[0].model, trials[0].explainer, trials[0].case.seed
-        if explainer is None:
-            raise Unsuited("there is no explainer to ask again")
-        if hasattr(explainer, "fit"):
-            raise Unsuited(
-                "the explainer was fitted to the model as it is; it cannot be asked of a randomised one"
-            )
-        found: dict[int, Score] = {}
-        owns: dict[int, Tensor] = {}
-        for i, trial in enumerate(trials):
-            try:
-                owns[i] = maps.image_heat(trial)
-            except Undefined as why:
-                found[i] = maps.undefined(self.measures, why)
-        cases = [trials[i].case for i in owns]
-        again: list[list[Explanation]] = []
-        for level in range(1, self.levels + 1) if cases else ():
-            with torch.inference_mode(False):  # the explainer may want gradients through the twin
-                twin = model.twin(
-                    self._edit(level, seed), f"randomised {level} of {self.levels}, seed {seed}"
-                )
-            again.append(contract.explain(explainer, twin, cases))
-        for place, i in enumerate(owns):
-            found[i] = self._score(trials[i], [answers[place] for answers in again])
+        model, explainer = trials[0].model, who(trials[0])
+        plans, found = maps.planned(trials, self.measures, maps.image_heat)
+        asked = [trials[i] for i in plans]
+        if asked:
+            before = self._before(explainer, asked)
+            levels = runs(depth(model), self.levels, self.mode, self.order)
+            seed = asked[0].case.seed
+            after = [
+                self._answers(explainer, randomised(model, run, seed), [t.case for t in asked])
+                for run in levels
+            ]
+            for k, i in enumerate(plans):
+                found[i] = self._score(trials[i], before[k], [answers[k] for answers in after])
         return [found[i] for i in range(len(trials))]
 
-    def _edit(self, level: int, seed: int) -> Callable[[nn.Module], None]:
-        def edit(net: nn.Module) -> None:
-            groups = layers(net)
-            count = -(-len(groups) * level // self.levels)  # rounded up: each level changes something
-            randomise(net, [name for group in groups[len(groups) - count :] for name in group], seed)
+    def _before(self, explainer: Explainer, trials: Sequence[Trial]) -> list[Explanation]:
+        return [trial.explanation or Explanation() for trial in trials]
 
-        return edit
+    def _answers(self, explainer: Explainer, model: Model, cases: Sequence[Case]) -> list[Explanation]:
+        return contract.explain(explainer, model, cases)
 
-    def _score(self, trial: Trial, answers: Sequence[Explanation]) -> Score:
-        share = [level / self.levels for level in range(self.levels + 1)]
+    def _score(self, trial: Trial, before: Explanation, after: Sequence[Explanation]) -> Score:
+        cascading = self.mode == "cascading"
+        share = [level / len(after) for level in range(len(after) + 1)]
         values, curves = {}, {}
         for measure, sign in zip(self.measures, ("abs", "signed"), strict=True):
             try:
-                rhos = [self._similarity(trial, answer, sign) for answer in answers]
+                found = [self._likeness(trial, before, answer, sign) for answer in after]
             except Undefined as why:
                 values[measure.name] = Value.undefined(str(why))
                 continue
-            values[measure.name] = Value.of(rhos[-1], "a map is constant")
-            if all(map(math.isfinite, rhos)):
-                curves[measure.name] = (share, [1.0, *rhos])
+            mean = self.average or not cascading
+            values[measure.name] = Value.of(sum(found) / len(found) if mean else found[-1], CONSTANT)
+            if all(map(math.isfinite, found)):
+                curves[measure.name] = (share, [1.0, *found]) if cascading else (share[1:], found)
         return Score(values, curves)
 
-    def _similarity(self, trial: Trial, answer: Explanation, sign: str) -> float:
-        after = contract.Trial(trial.model, trial.case, trial.explainer, answer)
-        one, other = (geometry.read(maps.image_heat(t), pool=self.pool, sign=sign) for t in (trial, after))
-        return ranking.spearman(one, other)
+    def _likeness(self, trial: Trial, before: Explanation, after: Explanation, sign: str) -> float:
+        one, other = (
+            maps.read(
+                Trial(trial.model, trial.case, trial.explainer, answer),
+                pool=self.pool,
+                sign=sign,
+                upsample=self.upsample,
+            )
+            for answer in (before, after)
+        )
+        if self.similarity == "spearman":
+            return ranking.spearman(one, other)
+        return similarity.scaled_ssim(one, other, self.scale)
