@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from heatproof import planning
 from heatproof.bench import Bench
 from heatproof.contract import Refused
 from heatproof.progress import Silent
@@ -254,3 +255,25 @@ def test_a_metric_that_learns_needs_something_to_learn_from(home):
     edit(home, '"learner",', "")
     with pytest.raises(Refused, match="metric 'taste' learns from data, but there is no `fit`"):
         go(home)
+
+
+def test_a_plan_fits_no_metric_to_maps_and_says_so(home):
+    told = planning.plan(Order("toy", cwd=home))
+    assert diary(home) == []
+    assert "taste is fitted to each explainer's maps first: 12 fits, not measured" in told
+
+
+def test_a_control_of_a_stored_map_asks_nobody(home):
+    """The scores of a method are all there, so its map is not fetched for them; its copy still is made of it."""
+    edit(home, '["inside", "taste"]', '["inside"]')
+    path = home / "explainers" / "bright.py"
+    source = path.read_text()
+    line = next(part for part in source.splitlines() if "def explain" in part)
+    count = "\n        with open(__file__ + '.asked', 'a') as file:\n            file.write('x' * len(cases))"
+    path.write_text(source.replace(line, line + count))
+    go(home)
+    asked = (home / "explainers" / "bright.py.asked").read_text()
+    edit(home, 'controls = ["noise"]', 'controls = ["noise", { use = "blurred", of = ["bright", "dark"] }]')
+    result = go(home)
+    assert any(r.explainer == "blurred(bright)" and r.status == "value" for r in result.records)
+    assert (home / "explainers" / "bright.py.asked").read_text() == asked

@@ -145,14 +145,13 @@ class Chunk:
         self, part: Part, cases: list[Case], map_keys: dict[str, str], fitted: Any
     ) -> tuple[dict[str, Explanation], dict[str, tuple[float, float]]]:
         """Explanations of the cases, stored or new; a case that fails is missing and recorded."""
-        stored = self.bench.store.maps([map_keys[c.id] for c in cases])
-        maps, costs = {}, {}
+        maps, costs = self._stored(part, cases, map_keys)
+        missing = [c for c in cases if c.id not in maps]
         name = explanation_name(part.made)
-        for case in cases:
-            if map_keys[case.id] in stored:
-                explanation, forwards, backwards = stored[map_keys[case.id]]
-                maps[case.id], costs[case.id] = explanation, (forwards, backwards)
-                self.model.memo.keep((self.model.hash, name, case.id), explanation, Bill(forwards, backwards))
+        inner = keys.nested(part.made) if missing else []
+        for own in (p for p in self.spec.explainers if p.made in inner and not checks.needs_more(p.made)):
+            # the map that a control is made of may be in the store, though nothing of it is asked any more
+            self._stored(own, missing, {c.id: self._map_key(own, c, "") for c in missing})
 
         def explain(some: list[Case]) -> list[Explanation]:
             before = [c.pixels.clone() for c in some]
@@ -165,10 +164,22 @@ class Chunk:
                 self.model.memo.keep((self.model.hash, name, case.id), explanation, Bill(*costs[case.id]))
             return found
 
-        missing = [c for c in cases if c.id not in maps]
         for case, explanation in self._attempt(part, None, missing, explain):
             maps[case.id] = explanation
             self.answer.news.maps[map_keys[case.id]] = (pack(explanation), *costs[case.id])
+        return maps, costs
+
+    def _stored(
+        self, part: Part, cases: list[Case], map_keys: dict[str, str]
+    ) -> tuple[dict[str, Explanation], dict[str, tuple[float, float]]]:
+        """The explanations of these cases that the store has, and what they cost; the memo knows them from now on."""
+        stored = self.bench.store.maps([map_keys[c.id] for c in cases])
+        maps, costs = {}, {}
+        for case in (c for c in cases if map_keys[c.id] in stored):
+            maps[case.id], *cost = stored[map_keys[case.id]]
+            costs[case.id] = cost[0], cost[1]
+            name = self.model.hash, explanation_name(part.made), case.id
+            self.model.memo.keep(name, maps[case.id], Bill(*costs[case.id]))
         return maps, costs
 
     # ------------------------------------------------------------------ one metric

@@ -40,6 +40,11 @@ def needs_other(made: Any) -> bool:
     return bool(getattr(made, "needs_other", False))
 
 
+def needs_more(made: Any) -> bool:
+    """Whether an explainer's map depends on more than its own case: what it was fitted on, or another case."""
+    return needs_other(made) or hasattr(made, "fit")
+
+
 def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 

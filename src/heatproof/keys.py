@@ -79,13 +79,14 @@ def score_key(of: str, part: Part, other: str = "", fitted: str = "") -> str:
 
 def _made(part: Part) -> tuple[Any, ...]:
     """What a part is: its name on the shelf, settings and source, and the sources of the explainers inside it."""
-    nested = [shelf.source(shelf.file_of(type(made))) for made in _nested(part.made)]
-    return part.use, part.settings, part.source, nested
+    inside = [shelf.source(shelf.file_of(type(made))) for made in nested(part.made)]
+    return part.use, part.settings, part.source, inside
 
 
-def _nested(made: Any) -> list[Any]:
+def nested(made: Any) -> list[Any]:
+    """The explainers inside an explainer, or a metric."""
     inner = [v for v in vars(made).values() if hasattr(v, "explain")]
-    return [x for v in inner for x in (v, *_nested(v))]
+    return [x for v in inner for x in (v, *nested(v))]
 
 
 def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,10 @@ def expanded(
             raise Refused(
                 f"--vary {choice}: found {wrong!r}, accepted is {readable(type(own))}, as in {own!r}"
             )
+    if "ties" in choices and hasattr(part.made, "fit"):
+        raise Refused(
+            f"--vary ties: {name} is fitted to maps, so other ties are another fit; vary its settings"
+        )
     variants: list[Part] = []
     settings: list[dict[str, Any]] = []
     for chosen in itertools.product(*choices.values()):

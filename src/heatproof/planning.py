@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from heatproof.bench import Bench, Job
@@ -26,7 +27,11 @@ def _measured(order: Order) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.sqlite"
         store = Store(path, write=True)
-        bench = Bench(asked, path, order.device, order.limit)
+        learning = [
+            m.name for m in asked.metrics if hasattr(m.made, "fit")
+        ]  # they train models: that is to start
+        plain = tuple(m for m in asked.metrics if m.name not in learning)
+        bench = Bench(replace(asked, metrics=plain), path, order.device, order.limit)
         for job in bench.fits():
             store.add(bench.do(job).news)
         lines, seconds, forwards, cases = [], 0.0, 0.0, 0.0
@@ -48,6 +53,10 @@ def _measured(order: Order) -> str:
             lines += [f"    would fail: {f['explainer']}: {f['error']}" for f in answer.failures]
         store.close()
         bench.store.close()
+    fits = len(asked.models) * len(asked.explainers)
+    lines += [
+        f"  {name} is fitted to each explainer's maps first: {fits} fits, not measured" for name in learning
+    ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     head = (
         f"{asked.name}: {asked.title}\n"
