@@ -17,7 +17,8 @@ SHELVES = ("benchmarks", "datasets", "explainers", "recipes", "reports", "result
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 HEAVY = {"torch", "transformers", "captum"}
 TORCH_FREE = ("records", "errors", "statistics", "summary", "words", "tables", "pictures", "plots", "report")
-TORCH_FREE += ("regress", "results", "shelf", "readme", "stability", "variants")
+TORCH_FREE += ("regress", "results", "shelf", "readme", "stability", "variants", "detector", "exam", "lineup")
+TORCH_FREE += ("paper", "outsider")
 
 
 def name_of(path: Path) -> str:
@@ -130,6 +131,7 @@ def test_tables_are_redrawn_without_torch(name):
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("metrics.")])
 def test_metrics_know_no_family_and_no_explainer(name):
     known = {"contract", "errors", "geometry", "seeds", "records", "statistics", "__init__", "lrp", "metrics"}
+    known |= {"segments"}
     assert {m.split(".")[0] for m in modules(FILES[name])} <= known
 
 
@@ -155,8 +157,8 @@ def test_a_shelf_file_imports_the_house_below_it_and_no_other_shelf_file(path):
     libraries = roots & {"torch", "captum", "numpy", "PIL", "pycocotools", "scipy"}
     assert not (roots - libraries) & beside - {"random"}, "shared code moves into the package"
     assert path.stem not in {"captum", "torch", "numpy", "datasets"}, "named after the library that it wraps"
-    allowed = {"__init__", "contract", "errors", "geometry", "seeds", "lrp"}
-    allowed |= {"scenery", "records"} if path.parent.name == "datasets" else set()
+    allowed = {"__init__", "contract", "errors", "geometry", "seeds", "lrp", "segments", "games"}
+    allowed |= {"scenery", "records", "photographs"} if path.parent.name == "datasets" else set()
     assert {m.split(".")[0] for m in modules(path)} <= allowed
 
 

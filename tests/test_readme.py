@@ -65,6 +65,14 @@ def test_three_jobs(workspace):
     replay(blocks("replay")["regress"], workspace)
 
 
+@pytest.mark.slow
+def test_your_own_explainer(tmp_path):
+    """From an empty folder to the paper's files."""
+    replay(blocks("replay")["own"], tmp_path)
+    assert (tmp_path / "mine.pdf").stat().st_size > 10_000
+    assert "mine (ours)" in (tmp_path / "mine.tex").read_text()
+
+
 def test_table_is_the_frozen_one():
     """`heatproof report demo --into README.md` was run after the last freeze."""
     if not (ROOT / "results" / "demo.csv").exists():

@@ -1,4 +1,4 @@
-"""The command line: run, report, regress, list, show, train, export, doctor. Each command is a few calls."""
+"""The command line: from new to run, report, table and figure. Each command is a few calls."""
 
 from __future__ import annotations
 
@@ -225,6 +225,70 @@ def show(benchmark: str, case: str | None, out: Path | None, **settings: Any) ->
     from heatproof.showing import show as draw
 
     for line in draw(_order(benchmark, **settings), case, out):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("what", type=click.Choice(["explainer"]))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "family",
+    type=click.Choice(["classifier", "clip", "captioner"]),
+    default="classifier",
+    show_default=True,
+)
+def new(what: str, file: Path, family: str) -> None:
+    """Write a method of your own to begin with, and a benchmark with five baselines beside it."""
+    from heatproof.outsider import new_explainer
+
+    for path in new_explainer(file, family):
+        click.echo(_short(path))
+
+
+@cli.command()
+@click.argument("explainer", metavar="FILE:CLASS")
+def check(explainer: str) -> None:
+    """Put an explainer to the house's tests on the small models; exit 1 where something is wrong."""
+    from heatproof.checking import check as examine
+
+    lines, sound = examine(explainer, Path.cwd())
+    for line in lines:
+        click.echo(line)
+    sys.exit(0 if sound else 1)
+
+
+@cli.command()
+@BENCHMARK
+@click.option("--ours", required=True, metavar="NAME", help="the explainer that stands last, marked")
+@click.option("--latex", type=click.Path(path_type=Path, dir_okay=False), help="where the LaTeX goes")
+def table(benchmark: str, ours: str, latex: Path | None) -> None:
+    """The paper's table, from results, without torch: headline columns, yours last, what it may claim."""
+    from heatproof import paper
+    from heatproof.records import write_whole
+    from heatproof.results import latest
+    from heatproof.summary import summarise
+
+    summary = summarise(latest(benchmark, Path.cwd())[0])
+    click.echo(paper.terminal(summary, ours), nl=False)
+    if latex is not None:
+        write_whole(latex, paper.latex(summary, ours))
+        click.echo(_short(latex))
+
+
+@cli.command()
+@BENCHMARK
+@click.option("--rows", required=True, metavar="RULE:N,...", help="random:3,disagree:2,worst:1")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="a .pdf or .png")
+@click.option("--ours", default="", metavar="NAME", help="the explainer that stands last, marked")
+@click.option("--column", default="", help="METRIC.VALUE; else the first of the spec's headline")
+@click.option("--model", default="", help="else the first of the spec")
+@_settings
+def figure(benchmark: str, rows: str, out: Path, ours: str, column: str, model: str, **settings: Any) -> None:
+    """The paper's figure: cases drawn by a printed rule, each method's map side by side."""
+    from heatproof.figures import draw
+
+    for line in draw(_order(benchmark, **settings), rows, out, ours, column, model):
         click.echo(line)
 
 

@@ -28,6 +28,7 @@ from heatproof.summary import Block, Cell, Column, Summary, annotating, summaris
 
 INK, MUTED, FAINT, BAND, ACCENT = "#1d1f24", "#6a707c", "#c9cdd4", "#e6e8ec", "#1d5fae"
 SIDE = 150  # of a picture in the strip
+GAP, LETTER = 12, 12  # between pictures, and how wide a letter of a title is at most, in pixels
 PALETTE = ("#1d5fae", "#d1495b", "#2a9d6f", "#e08e1b", "#7b4fa3", "#2ba5b8", "#a0642c", "#d46fa9")
 STYLE: Any = {
     "font.size": 8.5,
@@ -59,7 +60,7 @@ def case_figure(
     """One case: the image with its evidence outlined, then every explainer's map side by side."""
     cells = [Panel(framed(image, evidence), "image")]
     cells += [Panel(overlay(image, heat, evidence), name) for name, heat in maps.items()]
-    return _sheet([cells[i : i + across] for i in range(0, len(cells), across)], title)
+    return sheet([cells[i : i + across] for i in range(0, len(cells), across)], title)
 
 
 def _panels(
@@ -104,18 +105,20 @@ class Panel:
     colour: str = INK
 
 
-def _sheet(rows: Sequence[Sequence[Panel]], title: str = "", side: int = 224) -> Figure:
-    """Panels in rows, as one raster with text: a grid of axes takes seconds to lay out."""
+def sheet(rows: Sequence[Sequence[Panel]], title: str = "", side: int = 224) -> Figure:
+    """Panels in rows, as one raster with text: a grid of axes takes seconds to lay out. A long title is wrapped."""
     lines = max(p.below.count("\n") for row in rows for p in row) + 1
-    gap, foot, head = 12, 12 + 22 * lines, 30 if title else 0
-    wide = max(p.picture.shape[1] for row in rows for p in row) + gap
+    wide = max(p.picture.shape[1] for row in rows for p in row) + GAP
+    span = wide * max(map(len, rows)) - GAP
+    told = [line for part in title.split("\n") for line in textwrap.wrap(part, max(span // LETTER, 20))]
+    gap, foot, head = GAP, 12 + 22 * lines, 5 + 25 * len(told) if title else 0
     high = side + foot
-    size = (head + high * len(rows), wide * max(map(len, rows)) - gap)
+    size = (head + high * len(rows), span)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=((size[1] + 2 * gap) / 150, (size[0] + 2 * gap) / 150))
         axis = figure.add_axes((0, 0, 1, 1), xlim=(-gap, size[1] + gap), ylim=(size[0] + gap, -gap))
         axis.set_axis_off()
-        axis.text(0, 0, title, va="top", fontsize=9.5)
+        axis.text(0, 0, "\n".join(told), va="top", fontsize=9.5)
         for i, row in enumerate(rows):
             for j, panel in enumerate(row):
                 x, y = j * wide, head + i * high
@@ -143,15 +146,15 @@ def strip_figure(summary: Summary) -> Figure | None:
     rows = [(e, blocks[e.model]) for e in examples(summary.result) if e.model in blocks]
     if not rows:
         return None
-    sheet = []
+    panels = []
     for example, block in rows:
         said = textwrap.shorten(example.about, 24, placeholder=" …")
         cells = [Panel(framed(example.image, example.evidence, SIDE), f"{example.model}\n{said}")]
         for name in chosen(example, block):
             picture = overlay(example.image, example.maps[name], example.evidence, SIDE)
             cells.append(Panel(picture, name, MUTED if name in block.controls else INK))
-        sheet.append(cells)
-    return _sheet(sheet, side=SIDE)
+        panels.append(cells)
+    return sheet(panels, side=SIDE)
 
 
 # ---------------------------------------------------------------- dots with intervals

@@ -222,11 +222,12 @@ def latex(result: Result | Summary) -> str:
     for block in summary.blocks:
         for table in grids(summary, block):
             told = words.remarks(summary, block, table.columns)
-            out += ["", *_latex_grid(table, block, f"{kind}: {claim}", told)]
+            out += ["", *latex_grid(table, block, f"{kind}: {claim}", told)]
     return "\n".join(out) + "\n"
 
 
-def _latex_grid(table: Grid, block: Block, claim: str, told: Sequence[str]) -> list[str]:
+def latex_grid(table: Grid, block: Block, claim: str, told: Sequence[str]) -> list[str]:
+    """One table as lines of LaTeX, what must be read with it in the caption."""
     out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}", r"\hline"]
     out += [" & ".join(h.translate(TEX) for h in ("", *table.heads)) + r" \\", r"\hline"]
     group = "method"
@@ -266,13 +267,14 @@ def terminal(result: Result | Summary) -> str:
     out = [str(summary.run.get("title", summary.result.name)), f"{kind}: {claim}", words.counts(summary)]
     for block in summary.blocks:
         table = grid(summary, block, block.columns[: block.headline], "headline")
-        out += ["", words.sentence(block), "", *_terminal_grid(table)]
+        out += ["", words.sentence(block), "", *terminal_grid(table)]
         out += [f"  ({letter}) {text}" for letter, text in table.feet]
         out += [f"  {remark}" for remark in words.remarks(summary, block, table.columns)]
     return "\n".join(out) + "\n"
 
 
-def _terminal_grid(table: Grid) -> list[str]:
+def terminal_grid(table: Grid) -> list[str]:
+    """One table as lines of plain text."""
     signs = {"best": "*", "tied": "≈", "flag": "⚑"}
     body = [["", "explainer", *table.heads]]
     for line in table.lines:
