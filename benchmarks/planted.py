@@ -1,6 +1,10 @@
 """Metrics with a fault each, of kinds that were really seen in the field: what the lie detector is examined with.
 
 None of them is to be used. They come in by the door that an outsider's metric does: ``use = "./planted.py:Deaf"``.
+A number in brackets is the row of the field's pitfalls that a fault stands for: 4 blur is paid for, 5 ties in rankings, 6 ties
+in the pointing game, 14 masks that miss the model's geometry, 15 areas and the direction of curves, 21 sensitivity that random maps pass,
+24 what looks right taken for what the model used, 12 and 19 maps scaled by
+their own range, 28 rows of two cases compared, 3 and 22 scores that the map does not move.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from heatproof.metrics.deletion import Deletion
 from heatproof.metrics.localization import mass_accuracy
 from heatproof.metrics.maps import Undefined
 from heatproof.metrics.robustness import Sensitivity
+
+INSIDE = (Measure("score", "higher", "plausibility"),)
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the pixels
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,27 @@ class Planted:
 
 
 class AnyTie(Planted):
-    """The pointing game in which any of the tied hottest pixels inside is a hit (Quantus)."""
+    """The pointing game in which any of the tied hottest pixels inside is a hit (Quantus; 6)."""
+
+    measures: ClassVar[tuple[Measure, ...]] = INSIDE
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         return float((heat[_mask(trial)] == heat.max()).any())
 
 
 class Mirrored(Planted):
-    """Mass inside the mask, the mask turned over: image and annotation in two geometries."""
+    """Mass inside the mask, the mask turned over: image and annotation in two geometries (14)."""
+
+    measures: ClassVar[tuple[Measure, ...]] = INSIDE
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         return float(mass_accuracy(heat, _mask(trial).flip(-1)))
 
 
 class Cropped(Planted):
-    """Mass inside the mask, the model's crop forgotten: the mask is a quarter of the image off."""
+    """Mass inside the mask, the model's crop forgotten: the mask is a quarter of the image off (14)."""
+
+    measures: ClassVar[tuple[Measure, ...]] = INSIDE
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         high, wide = heat.shape
@@ -67,14 +80,14 @@ class Cropped(Planted):
 
 
 class Deaf(Planted):
-    """The score of the untouched image, whatever the map: the metric's argument that nobody reads."""
+    """The score of the untouched image, whatever the map: the metric's argument that nobody reads (3)."""
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         return float(trial.model.clean([trial.case])[0])
 
 
 class Central(Planted):
-    """How near the middle the heat is: what a data set of centred things teaches a metric to like."""
+    """How near the middle the heat is: what a data set of centred things teaches a metric to like (24)."""
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         high, wide = heat.shape
@@ -84,7 +97,7 @@ class Central(Planted):
 
 
 class Smooth(Planted):
-    """Least total variation of the map scaled to its maximum: "coherence", which blur and blobs have most of."""
+    """Least total variation of the map scaled to its maximum: "coherence", which blur and blobs have most of (4)."""
 
     sign = "abs"
 
@@ -95,7 +108,7 @@ class Smooth(Planted):
 
 
 class Sparse(Planted):
-    """The Gini index taken for faithfulness: any lone pixel is the best map."""
+    """The Gini index taken for faithfulness: any lone pixel is the best map (24)."""
 
     sign = "abs"
 
@@ -104,7 +117,7 @@ class Sparse(Planted):
 
 
 class Dice(Planted):
-    """A random number for every map, in place of a score."""
+    """A random number for every map, in place of a score (22)."""
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         chance = seeds.generator(trial.case.seed, trial.case.id, repr(float(heat.double().sum())))
@@ -112,7 +125,7 @@ class Dice(Planted):
 
 
 class Edges(Planted):
-    """How well the map follows the edges of the image, which no model is asked about."""
+    """How well the map follows the edges of the image, which no model is asked about (24)."""
 
     def number(self, trial: Trial, heat: Tensor) -> float:
         grey = trial.case.pixels.mean(0)
@@ -124,8 +137,9 @@ class Edges(Planted):
 
 
 class Cast(Planted):
-    """Mass inside the mask of another image: rows of maps and rows of masks out of step."""
+    """Mass inside the mask of another image: rows of maps and rows of masks out of step (28)."""
 
+    measures: ClassVar[tuple[Measure, ...]] = INSIDE
     needs_other: ClassVar[bool] = True
 
     def number(self, trial: Trial, heat: Tensor) -> float:
@@ -134,7 +148,7 @@ class Cast(Planted):
 
 
 class Broad(Planted):
-    """The score of the image times the map scaled from 0 to 1: the more is left to see, the better the map."""
+    """The score of the image times the map scaled from 0 to 1: the more is left to see, the better the map (12, 19)."""
 
     sign = "signed"
 
@@ -155,7 +169,7 @@ class Broad(Planted):
 
 @dataclass(frozen=True)
 class Backwards:
-    """The area under the deletion curve, the least relevant pixels removed first, taken for the curve's mirror."""
+    """The area under the deletion curve, the least relevant pixels removed first, taken for the curve's mirror (15)."""
 
     measures: ClassVar[tuple[Measure, ...]] = (Measure("score", "lower", "faithfulness"),)
 
@@ -164,9 +178,28 @@ class Backwards:
         return [Score({"score": s.values["deletion"]}) for s in Deletion(steps=5).measure(turned)]
 
 
+class AllAtOnce(Planted):
+    """The score while the hottest pixels go, all tied with the last one going too: of a map half zero, everything (5)."""
+
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("score", "lower", "faithfulness"),)
+
+    def measure(self, trials: Sequence[Trial]) -> list[Score]:
+        def plan(trial: Trial) -> list[Tensor]:
+            heat = maps.read(trial, pool="sum", sign="positive", upsample="bilinear").float()
+            ends = torch.quantile(heat, 1 - torch.tensor(SHARES))
+            return [trial.case.pixels.masked_fill(heat >= end, 0.0) for end in ends]
+
+        plans, found = maps.planned(trials, self.measures, plan)
+        asked = [(trials[i].case, image) for i, images in plans.items() for image in images]
+        scores = iter(rows.scored("native", trials[0].model, asked))
+        for i in plans:
+            found[i] = Score({"score": Value.of(sum(next(scores) for _ in SHARES) / len(SHARES))})
+        return [found[i] for i in range(len(trials))]
+
+
 @dataclass(frozen=True)
 class Steady:
-    """How little the map changes with the image, taken for truth: a map that ignores the image is perfect."""
+    """How little the map changes with the image, taken for truth: a map that ignores the image is perfect (21)."""
 
     measures: ClassVar[tuple[Measure, ...]] = (Measure("score", "lower", "faithfulness"),)
 

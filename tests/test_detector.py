@@ -36,7 +36,7 @@ def column(values, *, better="higher", measures="faithfulness", gaps=(), copies=
             30,
             gap=gap(*told) if told else None,
             p=told and told[1],
-            copies=own,
+            rivals=own,
         )
     blind = tuple(n for n in values if n in ("random", "centre", "edges"))
     return Column(("m", "v"), {"better": better, "measures": measures}, cells, METHODS, blind)
@@ -56,6 +56,46 @@ def test_a_blind_control_as_good_as_the_best_method_is_a_fault():
     assert found == ["random not significantly worse than a"]
     ahead = detector.faults(column(CLEAR | {"random": 2.9}, gaps=FAR | {"random": (0.1, 0.9)}, copies=TELLS))
     assert ahead == ["random not significantly worse than a; random is ahead of 2 of 3 methods"]
+
+
+def test_random_maps_must_lose_to_the_typical_method_too():
+    """A column may tell its best method from noise and no other."""
+    for gap_, why in (((0.4, 0.2), True), ((-0.4, 1e-4), True), ((0.4, 1e-4), False)):
+        found = detector.faults(column(CLEAR, gaps=FAR, copies=TELLS | {"b": TELLS["b"] | {"random": gap_}}))
+        assert found == ["random maps not significantly worse than the typical method, b"] * why
+
+
+def test_the_typical_method_is_the_median_one(tmp_path):
+    rows = {"a": 5.0, "b": 1.0, "c": 0.5, "random": 0.6}
+    records = [
+        Record(benchmark="x", model="net", family="classifier", replicate=0, explainer=e,
+               role="control" if e == "random" else "method", sample=f"s{i}", case=f"s{i}", about="t", metric="m", name="v",
+               value=value + 0.01 * i)
+        for i in range(12)
+        for e, value in rows.items()
+    ]  # fmt: skip
+    (block,) = summarise(Result("x", records, [], {}, tmp_path)).blocks
+    (found,) = block.columns
+    assert {e: set(c.rivals) for e, c in found.cells.items() if c.rivals} == {"b": {"random"}}
+    assert detector.faults(found) == []
+    worse = [replace(r, value=0.1) if r.explainer == "b" else r for r in records]
+    (column_,) = summarise(Result("x", worse, [], {}, tmp_path)).blocks[0].columns
+    assert detector.faults(column_) == ["random maps not significantly worse than the typical method, c"]
+
+
+def test_a_column_of_words_is_held_against_the_true_effects_of_words():
+    values = {"a": 3.0, "b": 2.5, "c": 2.0, "random": 0.0}
+    told = column(values, gaps=FAR, copies=TELLS)
+    said = replace(told, cells={**told.cells, "centre": Cell(None, unsuited="it gives no text relevance")})
+    true = [
+        Column(("cf", name), {"better": "higher"}, {
+            n: Cell(v, v, v, 30, 30) for n, v in zip("abc", numbers, strict=True)} | {"random": Cell(0.0, 0.0, 0.0, 30, 30)},
+            METHODS, ("random",))
+        for name, numbers in (("spearman", (1.0, 2.0, 3.0)), ("words", (3.0, 2.0, 1.0)))
+    ]  # fmt: skip
+    run = [{"name": "cf", "use": "counterfactual"}]
+    assert judged(said, *true, run=run)[0].truth == pytest.approx(1.0)
+    assert judged(told, *true, run=run)[0].truth == pytest.approx(0.2)  # 1 - 6 * 8 / (4 * 15)
 
 
 def test_a_metric_that_cannot_tell_a_map_from_its_pieces_is_suspect():
@@ -89,7 +129,19 @@ def test_lower_is_better_turns_every_question():
 def test_the_evidence_must_win_where_it_is_what_is_asked_for():
     values, gaps = CLEAR | {"oracle": 1.0}, FAR | {"oracle": (2.0, 1e-5)}
     found = detector.faults(column(values, measures="plausibility", gaps=gaps, copies=TELLS))
-    assert found == ["a is better than the evidence itself"]
+    assert found == ["a, b and c better than the evidence itself"]
+    even = values | {"oracle": 3.0}
+    assert (
+        detector.faults(
+            column(even, measures="plausibility", gaps=FAR | {"oracle": (0.0, 1.0)}, copies=TELLS)
+        )
+        == []
+    )
+    # ahead on cases that the mask has no value for is not ahead
+    easier = column(
+        values | {"oracle": 2.9}, measures="plausibility", gaps=FAR | {"oracle": (-0.1, 0.5)}, copies=TELLS
+    )
+    assert detector.faults(easier) == []
     assert (
         detector.faults(column(values, gaps=gaps, copies=TELLS)) == []
     )  # of faithfulness it is a strong guess

@@ -134,7 +134,7 @@ def test_charts_have_a_dot_a_method_and_a_band_of_controls(result, html):
 def test_chips_name_suspects_undefined_cells_and_dashes(html):
     listed = re.search(r'<ul class="chips">.*?</ul>', html, re.S)[0]
     chips = Page(f"<main>{listed}</main>").words
-    assert "⚑ localization.mass on small_cnn: gradcam is better than the evidence itself" in chips
+    assert "⚑ localization.mass on small_cnn: gradcam and lrp better than the evidence itself" in chips
     assert re.search(r"⚑ \d more suspect: deletion.deletion on small_cnn", chips)
     assert re.search(r"\d+ undefined: empty mask", chips)
     assert "– attention on small_cnn: small_cnn has no attention" in chips

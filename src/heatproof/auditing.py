@@ -1,7 +1,8 @@
 """``heatproof audit-metrics``: a benchmark's own metrics put to the lie detector, on its own models, maps and data.
 
 The spec's methods are asked as ever, with every control that the detector knows: random, centred and edge maps, the
-evidence, and each method's own map shuffled and blurred. Maps come from the store and are never computed twice.
+evidence, and each method's own map shuffled and blurred. Maps come from the store and are never computed twice. A metric
+that retrains models (ROAR) is one like any other, and costs a training for each copy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heatproof import detector, provenance, runner, shelf
+from heatproof import detector, lineup, provenance, runner, shelf
 from heatproof.bench import Bench
 from heatproof.detector import Verdict
 from heatproof.errors import Refused
@@ -25,7 +26,7 @@ from heatproof.progress import Progress
 from heatproof.records import write_whole
 from heatproof.runner import Order
 from heatproof.spec import Part, Spec
-from heatproof.summary import COPIES, summarise
+from heatproof.summary import COPIES, Summary, summarise
 
 BLIND = ("random", "centre", "edges", "oracle")
 HEAD = ("model", "column", "verdict", "reasons", "truth", "explainers")
@@ -70,26 +71,46 @@ def run(
     bench, found = runner.answers(partial(_bench, order, store), store, order.workers, progress)
     failed = [f for a in found for f in a.failures]
     result = runner.result_of(order, bench, found, time.perf_counter() - began)
-    verdicts = detector.verdicts(summarise(result))
+    summary = summarise(result)
+    verdicts = detector.verdicts(summary)
     text = sheet(verdicts)
     place = asked.workspace / "reports" / asked.name
-    files = [place / "audit.csv", place / "audit.txt"]
+    files = [place / f"audit.{end}" for end in ("csv", "txt", "png")]
     exam = Exam.read(text)
     if freeze and not exam.marked:
         raise Refused(
             f"{asked.path.name}: --freeze, but no metric is named sound-... or faulty-...: this is no exam"
         )
+    if freeze and failed:
+        raise Refused(f"{len(failed)} cells failed: an exam with gaps is not frozen")
     if freeze:
         files.append(asked.workspace / "results" / f"{asked.name}.audit.csv")
         write_whole(files[-1], text)
     lines = [line for v in verdicts for line in told(v)]
-    lines += ["", *(exam.told() if exam.marked else Exam.frozen(asked.workspace).told())]
+    lines += [
+        "",
+        *_without_truth(summary),
+        *(exam.told() if exam.marked else Exam.frozen(asked.workspace).told()),
+    ]
     lines += (
         [f"{len(failed)} failed; the first: {failed[0]['explainer']}: {failed[0]['error']}"] if failed else []
     )
     write_whole(files[0], text)
     write_whole(files[1], "\n".join(lines) + "\n")
+    lineup.figure(summary, verdicts).savefig(files[2], dpi=150)
     return lines, files
+
+
+def _without_truth(summary: Summary) -> list[str]:
+    """The models on which nobody knows what each thing in the image truly does, and why."""
+    found = []
+    for block in summary.blocks:
+        true = next((c for c in block.columns if detector.is_truth(summary, c)), None)
+        if true is None or not true.leader:
+            absent = next((why for name, why in block.absent if name.endswith(f".{detector.THINGS}")), "")
+            why = absent or next((c.why for c in true.cells.values()) if true else iter(()), "")
+            found.append(f"{block.model}: no true effects to hold the columns against{': ' * bool(why)}{why}")
+    return found
 
 
 def told(verdict: Verdict) -> Iterable[str]:

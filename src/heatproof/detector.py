@@ -9,17 +9,19 @@ column *suspect*: on data whose truth nobody knows it is never *wrong*, and what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from heatproof import statistics
-from heatproof.errors import listed
-from heatproof.statistics import ALPHA
+from heatproof.errors import NO_TEXT, listed
+from heatproof.statistics import ALPHA, Comparison
 from heatproof.summary import Block, Column, Summary, used
 
 SUSPECT, CLEAR, OPEN = "suspect", "no fault found", "cannot tell"
-TRUTH = "spearman"  # the value of a counterfactual metric that tells the true effect of each thing
+# the values of a counterfactual metric that hold maps, and the relevance of words, against true effects
+THINGS, WORDS = "spearman", "words"
+SLACK = 1e-9  # of a value of 1 or more: rounding
 FEW = 4  # explainers below which a rank correlation says nothing
 
 
@@ -48,6 +50,7 @@ def faults(column: Column) -> list[str]:
         return []
     return [
         *_blind(column),
+        *_random(column),
         *_pieces(column),
         *_blur(column),
         *_mask(column),
@@ -65,16 +68,25 @@ def _blind(column: Column) -> list[str]:
     return [f"{listed(column.suspect)} not significantly worse than {column.leader}{more}"]
 
 
+def _random(column: Column) -> list[str]:
+    """Random maps do as well as the typical method: the column tells a few good ones from noise, or the rest from nothing."""
+    for name in column.methods:
+        gap = _rivals(column, name).get("random")
+        if gap is not None and not (gap.p < ALPHA and column.sign * gap.difference > 0):
+            return [f"random maps not significantly worse than the typical method, {name}"]
+    return []
+
+
 def _won(column: Column, copy: str) -> dict[str, bool | None]:
     """For each method with such a copy: whether it is significantly better (True), worse (False), neither (None)."""
-    gaps = {m: column.cells[m].copies[copy] for m in column.methods if copy in _copies(column, m)}
+    gaps = {m: column.cells[m].rivals[copy] for m in column.methods if copy in _rivals(column, m)}
     adjusted = dict(zip(gaps, statistics.holm([gap.p for gap in gaps.values()]), strict=True))
     return {m: None if adjusted[m] >= ALPHA else column.sign * gap.difference > 0 for m, gap in gaps.items()}
 
 
-def _copies(column: Column, method: str) -> Sequence[str]:
+def _rivals(column: Column, method: str) -> Mapping[str, Comparison]:
     cell = column.cells.get(method)
-    return () if cell is None else tuple(cell.copies)
+    return {} if cell is None else cell.rivals
 
 
 def _pieces(column: Column) -> list[str]:
@@ -102,12 +114,19 @@ def _blur(column: Column) -> list[str]:
 
 
 def _mask(column: Column) -> list[str]:
-    """Where the evidence is what is asked for, the evidence itself is significantly behind a method."""
+    """Where the evidence is what is asked for, a map that is not the evidence does better: case by case none can.
+
+    No test of significance: the mask is the best there is by definition, and a mean ahead of it is no chance.
+    """
     cell = column.cells.get("oracle")
-    if column.measure.get("measures") != "plausibility" or cell is None or cell.gap is None:
+    if column.measure.get("measures") != "plausibility" or cell is None or cell.value is None:
         return []
-    behind = cell.gap.p < ALPHA and column.sign * cell.gap.difference > 0
-    return [f"{column.leader} is better than the evidence itself"] if behind else []
+    least = column.sign * cell.value + SLACK * max(1.0, abs(cell.value))
+    names = column.valued((*column.methods, *column.blind))
+    ahead = [e for e in column.ranked(names) if column.sign * (column.cells[e].value or 0.0) > least]
+    common = cell.gap.difference if cell.gap else 0.0  # the leader's lead on the cases that both define
+    ahead = [e for e in ahead if e != column.leader or column.sign * common > 0]
+    return [f"{listed(ahead)} better than the evidence itself"] if ahead else []
 
 
 def judge(summary: Summary, block: Block, column: Column) -> Verdict:
@@ -120,7 +139,7 @@ def judge(summary: Summary, block: Block, column: Column) -> Verdict:
         why = "so few photographs that no difference could be significant"
     elif found:
         return Verdict(block.model, column.name, SUSPECT, tuple(found), truth, explainers)
-    elif not column.valued(column.blind) and not any(_copies(column, m) for m in column.methods):
+    elif not column.valued(column.blind) and not any(_rivals(column, m) for m in column.methods):
         why = "no control was asked"
     else:
         return Verdict(block.model, column.name, CLEAR, (), truth, explainers)
@@ -129,7 +148,8 @@ def judge(summary: Summary, block: Block, column: Column) -> Verdict:
 
 def _truth(summary: Summary, block: Block, column: Column) -> tuple[float, int]:
     """Rank correlation with the counterfactual truth over all explainers that have both; the mask takes no part."""
-    true = next((c for c in block.columns if is_truth(summary, c)), None)
+    what = WORDS if reads_words(column) else THINGS
+    true = next((c for c in block.columns if is_truth(summary, c, what)), None)
     if true is None or true is column:
         return math.nan, 0
     names = [e for e in true.valued(column.valued(column.cells)) if used(e, summary.run) != "oracle"]
@@ -143,10 +163,15 @@ def _truth(summary: Summary, block: Block, column: Column) -> tuple[float, int]:
     return float(spearmanr(ours, theirs).statistic), len(names)
 
 
-def is_truth(summary: Summary, column: Column) -> bool:
-    """Whether the column tells a map's agreement with what each thing in the image truly does to the score."""
+def is_truth(summary: Summary, column: Column, what: str = THINGS) -> bool:
+    """Whether the column tells how maps (or the relevance of words) agree with what each thing (word) truly does."""
     part: Any = next((p for p in summary.run.get("metrics", ()) if p["name"] == column.key[0]), {})
-    return part.get("use") == "counterfactual" and column.key[1] == TRUTH
+    return part.get("use") == "counterfactual" and column.key[1] == what
+
+
+def reads_words(column: Column) -> bool:
+    """Whether the column judges the relevance of words: explainers that give none are not suited to it."""
+    return any(NO_TEXT in cell.why for cell in column.cells.values() if cell.value is None)
 
 
 def verdicts(summary: Summary) -> list[Verdict]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,8 @@ class Cell:
 
     ``gap`` is the column's leader minus this cell on the cases that both define, ``p`` its sign-flip p
     value adjusted (Holm) for all comparisons of the column. ``worst`` is the value with undefined cases
-    counted at the column's worst case. ``copies`` holds a method minus its own map blurred or shuffled, p unadjusted.
+    counted at the column's worst case. ``rivals``: a method minus its own map
+    blurred and shuffled, and the typical (median) method minus random maps, p unadjusted.
     """
 
     value: float | None
@@ -44,7 +45,7 @@ class Cell:
     worst: float | None = None
     gap: Comparison | None = None
     p: float | None = None
-    copies: Mapping[str, Comparison] = field(default_factory=dict)
+    rivals: Mapping[str, Comparison] = field(default_factory=dict)
 
     @property
     def why(self) -> str:
@@ -335,11 +336,9 @@ def _column(
     if how not in statistics.CASEWISE:
         values = [c.value for c in plain.values() if c.value is not None]
     floor = min(values, key=lambda v: draft.sign * v, default=math.nan)
-    copies = _copies(how, methods, rows, run)
+    rivals = _rivals(how, draft, rows, run)
     cells = {
-        e: Cell(
-            **{**vars(cell), **gaps.get(e, {}), "worst": _worst(cell, floor), "copies": copies.get(e, {})}
-        )
+        e: replace(cell, **gaps.get(e, {}), worst=_worst(cell, floor), rivals=rivals.get(e, {}))
         for e, cell in plain.items()
     }
     return Column(key, measure, cells, methods, blind)
@@ -383,18 +382,16 @@ def _gaps(how: str, column: Column, rows: Mapping[str, Rows]) -> dict[str, dict[
     return {e: {"gap": gaps[e], "p": ps.get(e)} for e in others}
 
 
-def _copies(
-    how: str, methods: Sequence[str], rows: Mapping[str, Rows], run: Mapping[str, Any]
+def _rivals(
+    how: str, column: Column, rows: Mapping[str, Rows], run: Mapping[str, Any]
 ) -> dict[str, dict[str, Comparison]]:
-    """Each method against its own map blurred and shuffled, where those controls were asked: ``shuffled(lrp)``."""
+    """Each method against its own map blurred and shuffled, ``shuffled(lrp)``, and the typical one against random maps."""
+    pairs = [(copy.partition("(")[2].removesuffix(")"), copy) for copy in rows if used(copy, run) in COPIES]
+    ranked = column.ranked(column.valued(column.methods))
+    middle = ranked[(len(ranked) - 1) // 2 :][:1]
+    pairs += [(method, name) for method in middle for name in column.blind if used(name, run) == "random"]
     found: dict[str, dict[str, Comparison]] = defaultdict(dict)
-    for copy in rows:
-        kind, of = used(copy, run), copy.partition("(")[2].removesuffix(")")
-        if (
-            kind in COPIES
-            and of in methods
-            and of in rows
-            and (gap := statistics.compare(how, rows[of], rows[copy]))
-        ):
-            found[of][kind] = gap
+    for of, rival in pairs:
+        if of in column.methods and of in rows and (gap := statistics.compare(how, rows[of], rows[rival])):
+            found[of][used(rival, run)] = gap
     return found
