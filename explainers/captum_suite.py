@@ -18,7 +18,7 @@ from captum.attr import Saliency as CaptumSaliency
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from heatproof import Explanation, Unsuited
+from heatproof import Explanation, Unsuited, games
 from heatproof.contract import Case
 from heatproof.errors import Refused
 
@@ -158,16 +158,26 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class FeatureAblation:
-    """Score lost while one cell of a ``cells`` x ``cells`` grid is blanked: [cells, cells], signed; cells^2 + 1 rows."""
+    """Score lost while one cell of a ``cells`` x ``cells`` grid is blanked: [cells, cells], signed; cells^2 + 1 rows.
+
+    ``text`` "token" or "word" does the same to a text, in the model's own way of removal: as many rows as units, and one.
+    """
 
     cells: int = 7
     baseline: str = "mean"
+    text: str = "none"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         x = stacked(model, cases)
         windows = patches(self.cells, x)
         losses = lost(model, x, cases, blank(self.baseline, model, x), windows)
-        return [Explanation(image=loss.view(self.cells, self.cells)) for loss in losses]
+        images = [loss.view(self.cells, self.cells) for loss in losses]
+        words = games.texts(model, cases, self.text)
+        if words is None:
+            return [Explanation(image=image) for image in images]
+        gone = [torch.cat([torch.ones(1, n).bool(), ~torch.eye(n).bool()]) for n in words.players]
+        texts = [words.paint(k, v[0] - v[1:]) for k, v in enumerate(words.values(gone))]
+        return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -176,16 +186,18 @@ class KernelShap:
 
     ``samples`` coalitions of cells, the full and the empty one first, drawn and weighed as Captum does. Captum's
     default of 25 is less than the grid's 49 players, so 200 here; no scikit-learn is needed, as Captum's regression does.
+    ``text`` "token" or "word" does the same to a text, in the model's own way of removal, each coalition forwarded once.
     """
 
     samples: int = 200
     cells: int = 7
     baseline: str = "mean"
+    text: str = "none"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         x = stacked(model, cases)
         start, windows = blank(self.baseline, model, x), patches(self.cells, x)
-        coalitions = [self._coalitions(case) for case in cases]
+        coalitions = [self._coalitions(self.cells**2, case.generator("kernel shap")) for case in cases]
         scores = [torch.zeros(self.samples, dtype=torch.float64) for _ in cases]
         for some in blocks(model, len(cases), self.samples):
             rows = torch.stack([start[k] for k, _ in some])
@@ -198,20 +210,30 @@ class KernelShap:
             for (k, j), value in zip(some, found, strict=True):
                 scores[k][j] = value
         values = [self._regress(c, s) for c, s in zip(coalitions, scores, strict=True)]
-        return [Explanation(image=v.view(self.cells, self.cells).float()) for v in values]
+        images = [v.view(self.cells, self.cells).float() for v in values]
+        words = games.texts(model, cases, self.text)
+        if words is None:
+            return [Explanation(image=image) for image in images]
+        chances = [case.generator("kernel shap text") for case in cases]
+        asked = [self._coalitions(n, chance) for n, chance in zip(words.players, chances, strict=True)]
+        told = zip(asked, words.values(asked), strict=True)
+        texts = [words.paint(k, self._regress(c, s)) for k, (c, s) in enumerate(told)]
+        return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
-    def _coalitions(self, case: Case) -> Tensor:
+    def _coalitions(self, players: int, chance: torch.Generator) -> Tensor:
         """[samples, players]: all, none, then sizes by the Shapley kernel and members at random."""
-        players, chance = self.cells**2, case.generator("kernel shap")
+        ends = torch.tensor([[True], [False]]).expand(2, players)
+        if players < 2:
+            return ends
         sizes = torch.arange(1, players)
         kernel = 1 / (sizes * (players - sizes))
         drawn = torch.multinomial(kernel, self.samples - 2, replacement=True, generator=chance) + 1
         ranks = torch.rand(self.samples - 2, players, generator=chance).argsort(1).argsort(1)
-        return torch.cat([torch.tensor([[True], [False]]).expand(2, players), ranks < drawn[:, None]])
+        return torch.cat([ends, ranks < drawn[:, None]])
 
     def _regress(self, coalitions: Tensor, scores: Tensor) -> Tensor:
         """Weighted least squares with an intercept; all and none weigh a million times as much, as in Captum."""
-        root = torch.ones(self.samples, 1, dtype=torch.float64)
+        root = torch.ones(len(coalitions), 1, dtype=torch.float64)
         root[:2] = 1e3
         design = torch.cat([torch.ones_like(root), coalitions.double()], 1)
         # the pseudo-inverse answers also where there are fewer coalitions than players

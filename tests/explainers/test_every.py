@@ -18,8 +18,11 @@ SMALL = {  # settings that keep a test fast; every class of the shelf is asked, 
     "captum_suite:IntegratedGradients": {"steps": 5, "text": True},
     "captum_suite:GradientShap": {"samples": 3},
     "captum_suite:Occlusion": {"window": 0.4, "stride": 0.3},
-    "captum_suite:FeatureAblation": {"cells": 3},
-    "captum_suite:KernelShap": {"cells": 3, "samples": 20},
+    "captum_suite:FeatureAblation": {"cells": 3, "text": "word"},
+    "captum_suite:KernelShap": {"cells": 3, "samples": 20, "text": "token"},
+    "lime": {"cells": 3, "samples": 20},
+    "shapley": {"cells": 3, "orders": 2},
+    "interactions": {"cells": 3, "image_masks": 20, "text_masks": 9},
     "rise": {"masks": 70, "grid": 3, "text_masks": 10},
     "m2ib": {"steps": 3, "repeats": 3},
     "smoothgrad": {"samples": 5},
@@ -39,7 +42,7 @@ def answer(made: Any, model: Any, cases: Sequence[Case]) -> list[Explanation]:
 
 
 def same(a: Explanation, b: Explanation) -> bool:
-    pairs = [(a.image, b.image), (a.text, b.text)]
+    pairs = [(a.image, b.image), (a.text, b.text), (a.pairs, b.pairs)]
     return all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
 
 
@@ -81,6 +84,9 @@ def test_neighbours_change_nothing_and_the_model_is_left_as_found(
         if told.text is not None:
             assert told.text.shape == case.tokens.shape
             assert told.text.isfinite().all()
+        if told.pairs is not None:
+            assert told.pairs.shape == (told.image.numel(), *case.tokens.shape)
+            assert told.pairs.isfinite().all()
     after = model.net.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert not model.net.training
@@ -96,6 +102,9 @@ def test_neighbours_change_nothing_and_the_model_is_left_as_found(
         ("gradcam", set(MODELS)),
         ("m2ib", {"clip"}),
         ("rise", set(MODELS)),
+        ("lime", set(MODELS)),
+        ("shapley", set(MODELS)),
+        ("interactions", {"clip"}),
         ("captum_suite:IntegratedGradients", set(MODELS)),
         (SPECTRAL, {"vit", "clip"}),
     ],

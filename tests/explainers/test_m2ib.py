@@ -26,7 +26,7 @@ def test_blocks_below_the_site_run_once(models: Any, asked: Any, explainer: Call
         model._weights("image"), model._weights("text")
         rows.clear()
         model.memo.clear()
-        explainer("m2ib", layer=1, steps=4, repeats=8).explain(model, cases)
+        explainer("m2ib", layer=1, steps=4, repeats=8, before_last=True).explain(model, cases)
     finally:
         for hook in hooks:
             hook.remove()
@@ -82,3 +82,42 @@ def test_noise_belongs_to_the_case_and_the_loss_falls(
     losses = torch.stack(trace)[:, :, 2]
     assert (losses[-1] < losses[0]).all()
     assert (first[0].image >= 0).all()
+
+
+class Half:
+    """Anything behind a bottleneck whose activations are half precision."""
+
+    def above(self, site: str, activation: torch.Tensor, cases: Any) -> torch.Tensor:
+        assert activation.dtype == torch.float16
+        return torch.tanh(activation.mean((1, 2)) * 4)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.0])
+@pytest.mark.parametrize("alpha", [5.0, 60.0, -60.0])
+def test_half_precision_and_saturated_shares_stay_finite(alpha: float, beta: float, source: Any) -> None:
+    """60: 1 - sigmoid(alpha) is 0 in float32, and its logarithm minus infinity."""
+    m2ib = source("m2ib")
+    made = m2ib.M2ib(alpha=alpha, beta=beta, steps=6, repeats=2)
+    hidden = 30 * torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    hidden[0, 0, 0] = 6e4  # its square is beyond half's range
+    chance = torch.Generator().manual_seed(1)
+    noise = lambda _: torch.randn(2, 4, 6, generator=chance)
+    alphas, trace = made.optimise(Half(), "image.block 0", hidden.half(), ["a", "b"], noise)
+    assert all(a.dtype == torch.float32 and a.isfinite().all() for a in alphas)
+    assert torch.stack(trace).isfinite().all()
+    for h, a in zip(hidden.half(), alphas, strict=True):
+        assert m2ib.capacity(h.float(), a).isfinite().all()
+        assert (m2ib.capacity(h.float(), a) >= 0).all()
+        if beta and alpha > 0:  # at -60 the slope is e-26, which Adam's own epsilon hides in any precision
+            assert not torch.equal(a, torch.full_like(a, alpha)), "half precision stops Adam"
+
+
+def test_a_release_without_quirks_makes_one_more_update(
+    models: Any, asked: Any, explainer: Callable[..., Any]
+) -> None:
+    model, cases = models["clip"], asked(models["clip"], 2)
+    late = explainer("m2ib", steps=3, repeats=2).explain(model, cases)
+    released = explainer("m2ib", steps=4, repeats=2, as_released=True).explain(model, cases)
+    for a, b in zip(late, released, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.text, b.text)

@@ -15,7 +15,7 @@ from heatproof.errors import NO_TEXT
 from heatproof.metrics import maps
 from heatproof.metrics.maps import Undefined
 from heatproof.metrics.segmentation import roc_auc
-from heatproof.metrics.text_deletion import removable
+from heatproof.segments import removable
 
 TRUTH = "by construction"  # what a model's card says of the evidence that it gives with its cases
 

@@ -13,7 +13,7 @@ from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
 from heatproof.metrics import baselines, maps, ranking, rows, spaces
 from heatproof.metrics.maps import Undefined
-from heatproof.metrics.text_deletion import removable
+from heatproof.segments import removable
 
 OUTPUTS = ("probability", "native", "cosine")
 MASKS = {"pixel": "black", "normalised": "mean"}  # what a pixel of weight 0 becomes, a rule of baselines

@@ -15,7 +15,7 @@ from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Val
 from heatproof.errors import NO_TEXT
 from heatproof.metrics import maps, ranking, rows
 from heatproof.metrics.maps import Undefined
-from heatproof.metrics.text_deletion import removable
+from heatproof.segments import removable
 
 MASSES = ("mean", "sum", "positive")
 # words that name no thing, property or event: removing one leaves what is said

@@ -16,36 +16,7 @@ from heatproof.contract import Case, Measure, Model, Refused, Score, Trial, Valu
 from heatproof.metrics import baselines, maps, ranking, rows, spaces
 from heatproof.metrics.deletion import Plan, area, partly
 from heatproof.metrics.maps import Undefined
-
-SEGMENTS = ("grid", "slic")
-
-
-def grid(size: tuple[int, int], cells: int) -> Tensor:
-    """A fixed grid of ``cells`` x ``cells`` segments, as equal as whole pixels allow: int64 [H, W], from 0.
-
-    No more than one cell a pixel along a side.
-
-    >>> grid((2, 5), 3).tolist()
-    [[0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
-    """
-    down, along = (torch.arange(side) * min(cells, side) // side for side in size)
-    return down[:, None] * (int(along[-1]) + 1) + along
-
-
-def slic(image: Tensor, number: int, compactness: float, frame: geometry.Frame) -> Tensor:
-    """Superpixels of about equal size, by k-means in colour and place (Achanta et al. 2012): int64 [H, W], from 0.
-
-    image [C, H, W] normalised; the photograph that it shows is cut, so the model's normalisation moves no edge.
-    About ``number`` segments; how many there are depends on the image. Colours are compared as CIELAB, grey ones
-    too, or ``compactness`` would mean another thing for them. By scikit-image, which must be there.
-    """
-    segmentation = importlib.import_module("skimage.segmentation")
-    picture = frame.picture(image.expand(3, -1, -1) if len(image) == 1 else image)
-    found = segmentation.slic(
-        picture, n_segments=number, compactness=compactness, start_label=0, channel_axis=-1, convert2lab=True
-    )
-    labels: Tensor = torch.unique(torch.from_numpy(found), return_inverse=True)[1]
-    return labels
+from heatproof.segments import SEGMENTS, grid, slic
 
 
 def segment_means(heat: Tensor, segments: Tensor) -> Tensor:

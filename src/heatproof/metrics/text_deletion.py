@@ -14,24 +14,7 @@ from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Val
 from heatproof.metrics import maps, ranking
 from heatproof.metrics.deletion import area, symmetric_gain
 from heatproof.metrics.maps import Undefined
-
-
-def removable(case: Case, family: str, unit: str = "token") -> list[list[int]]:
-    """The tokens that may go, those that go together in one list: single tokens, or all tokens of a word.
-
-    Special tokens (word -1) stay: encoders read the end token. A captioner's target is the caption's word
-    ``target``, token ``target + 1``: it and what follows stay too, since nothing before it depends on them.
-
-    >>> case = Case("id", "s", "dog", torch.zeros(3, 1, 1), 3, words=(-1, 0, 0, 1, 2, -1))
-    >>> removable(case, "captioner"), removable(case, "dual", "word")
-    ([[1], [2], [3]], [[1, 2], [3], [4]])
-    """
-    stop = int(case.target) + 1 if family == "captioner" else len(case.words)
-    free = [place for place, word in enumerate(case.words[:stop]) if word >= 0]
-    if unit == "token":
-        return [[place] for place in free]
-    words = dict.fromkeys(case.words[place] for place in free)
-    return [[place for place in free if case.words[place] == word] for word in words]
+from heatproof.segments import removable
 
 
 def ranked(trial: Trial, unit: str, sign: str) -> list[list[int]]:
