@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from heatproof.contract import Card, Object, Refused, Sample
+from heatproof.photographs import Files, Lazy
 
 Table = Mapping[str, Any]
 
@@ -56,13 +54,8 @@ class Coco:
         entries = {entry["id"]: entry for entry in told["images"]}
         if len(entries) < len(told["images"]):
             raise Refused(f"{self.instances}: images: some ids occur twice")
-        files = _Files(Path(self.images))
-        missing = [e["file_name"] for e in told["images"] if e["file_name"] not in files.members]
-        if missing:
-            raise Refused(
-                f"{self.images}: {len(missing)} of {len(entries)} images of {self.instances} are not "
-                f"there: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-            )
+        files = Files(Path(self.images), "coco")
+        files.check([entry["file_name"] for entry in told["images"]], self.instances)
         names = {category["id"]: category["name"] for category in told["categories"]}
         things = _by_image(told["annotations"], entries, self.instances)
         for index, thing in enumerate(told["annotations"]):
@@ -74,7 +67,7 @@ class Coco:
         spoken = self._captions(entries)
         build = partial(_sample, files, names, self.instances)
         rows = [(entries[key], things[key], tuple(spoken[key])) for key in sorted(entries)]
-        return _Lazy(rows, build)
+        return Lazy(rows, build)
 
     def _captions(self, entries: Mapping[Any, Table]) -> dict[Any, list[str]]:
         said: dict[Any, list[str]] = defaultdict(list)
@@ -86,66 +79,6 @@ class Coco:
         for key, sentences in _by_image(told["annotations"], own, self.captions).items():
             said[key] = [str(sentence["caption"]).strip() for sentence in sentences]
         return said
-
-
-class _Lazy(Sequence[Sample]):
-    """Samples built when they are asked for: the masks of 5,000 photographs do not fit in memory."""
-
-    def __init__(self, rows: Sequence[tuple[Any, ...]], build: Callable[..., Sample]) -> None:
-        self._rows, self._build = rows, build
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return _Lazy(self._rows[index], self._build)
-        return self._build(*self._rows[index])
-
-
-class _Files:
-    """The images by file name, in a zip or a folder, also where they lie one folder deeper."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        if place.is_dir():
-            found = [p for p in place.rglob("*") if p.is_file()]
-            paths = [p.relative_to(place).as_posix() for p in found]
-        elif place.is_file():
-            paths = [info.filename for info in _open_zip(place).infolist() if not info.is_dir()]
-        else:
-            raise Refused(f"coco: images: there is no zip and no folder {place}")
-        self.members = {Path(path).name: path for path in paths} | {path: path for path in paths}
-
-    def read(self, name: str, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width, 3]."""
-        member = self.members[name]
-        try:
-            if self.place.is_dir():
-                raw = (self.place / member).read_bytes()
-            else:
-                raw = _open_zip(self.place).read(member)
-            picture = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-        except (OSError, zipfile.BadZipFile, SyntaxError) as error:
-            raise Refused(f"{self.place}: image {member} is truncated or damaged: {error}") from error
-        if picture.shape[:2] != (height, width):
-            raise Refused(
-                f"{self.place}: image {member} is {picture.shape[1]} x {picture.shape[0]} pixels, "
-                f"its entry says {width} x {height}"
-            )
-        return picture
-
-
-@lru_cache(maxsize=4)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise Refused(f"{path}: not a zip file, or a truncated one: {error}") from error
 
 
 def _read_json(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
@@ -191,17 +124,27 @@ def _few(known: Any) -> str:
 
 
 def _sample(
-    files: _Files, names: Table, file: str, entry: Table, things: Sequence[Table], said: tuple[str, ...]
+    files: Files, names: Table, file: str, entry: Table, things: Sequence[Table], said: tuple[str, ...]
 ) -> Sample:
     height, width = int(entry["height"]), int(entry["width"])
     return Sample(
         id=Path(entry["file_name"]).stem,
-        read=partial(files.read, entry["file_name"], height, width),
+        read=partial(_read, files, entry["file_name"], height, width),
         label=entry.get("label"),
         captions=said,
         objects=tuple(_object(thing, names, height, width, file) for thing in things),
         rationales=tuple(entry.get("rationales", ())),
     )
+
+
+def _read(files: Files, name: str, height: int, width: int) -> np.ndarray:
+    picture = files.read(name)
+    if picture.shape[:2] != (height, width):
+        raise Refused(
+            f"{files.place}: image {files.members[name]} is {picture.shape[1]} x {picture.shape[0]} pixels, "
+            f"its entry says {width} x {height}"
+        )
+    return picture
 
 
 def _object(thing: Table, names: Table, height: int, width: int, file: str) -> Object:

@@ -78,6 +78,16 @@ def test_a_mask_token_stands_where_the_vocabulary_has_one(asked, library, monkey
     assert torch.allclose(found, plain(model, library, cases, rows), atol=1e-6)
 
 
+def test_a_caption_that_may_not_be_published_goes_by_its_number(asked):
+    model, _ = asked
+    image = np.zeros((32, 32, 3), np.uint8)
+    extras = {"captions": "unpublished"}
+    samples = [Sample("a", lambda: image, captions=("a ball", "a star"), extras=e) for e in ({}, extras)]
+    (told,), (kept,) = model.ask(samples, "caption 1")
+    assert (told.about, kept.about) == ("a star", "caption 1")
+    assert kept.target == told.target == "a star"
+
+
 def test_zero_shot_prompts_are_the_choices(asked, library):
     model, _ = asked
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

@@ -34,6 +34,7 @@ class Dual(Model):
 
     Target policies: "caption k" explains the sample's k-th caption, counted from 0; "label 'a photo of a {}': cat, dog"
     (zero-shot classification) the prompt of the sample's label, its choices the prompts of all labels that are listed.
+    A result calls a case by its caption, or by "caption k" where the data set's captions may not be published.
     ``score_text`` removes tokens by one of: "attention" (no other token sees them), "pad", "unknown" and "mask" (another
     token stands there), "delete" (the rest closes up), "embedding" (the token embedding times ``keep``, soft).
     """
@@ -216,7 +217,7 @@ class Dual(Model):
             Case(
                 id=asking.case_id(sample.id, f"c{k}"),
                 sample=sample.id,
-                about=caption,
+                about=caption if sample.extras.get("captions") != "unpublished" else f"caption {k}",
                 pixels=image,
                 target=caption,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,14 @@ class HfClip:
         )
 
 
-def clip(name: str, net: Any, tokenizer: Any, **settings: Any) -> Dual:
-    """A ``transformers`` CLIPModel that is at hand already, behind the contract."""
+def clip(
+    name: str,
+    net: Any,
+    tokenizer: Any,
+    stages: Callable[[Any], list[Stage]] | None = None,
+    **settings: Any,
+) -> Dual:
+    """A ``transformers`` CLIPModel that is at hand already, behind the contract; ``stages`` of its image tower."""
     tell_sites(
         net,
         [
@@ -62,7 +69,7 @@ def clip(name: str, net: Any, tokenizer: Any, **settings: Any) -> Dual:
     return Dual(
         name,
         net,
-        image_stages=image_stages,
+        image_stages=stages or image_stages,
         text_stages=text_stages,
         tokenizer=tokenizer,
         text_length=net.config.text_config.max_position_embeddings,

@@ -167,6 +167,11 @@ class SqueezeNet:
         return _open(name, self, "squeezenet1_1", net, stages, frame, device)
 
 
+def data_folder(told: str = "") -> Path:
+    """Where weights, annotations and photographs are: the folder told, else $HEATPROOF_DATA, else ../shared/data."""
+    return Path(told or os.environ.get("HEATPROOF_DATA", "../shared/data"))
+
+
 def _open(
     name: str,
     settings: MobileNetV2 | SqueezeNet,
@@ -176,7 +181,7 @@ def _open(
     frame: Frame,
     device: str,
 ) -> Classifier:
-    folder = Path(settings.folder or os.environ.get("HEATPROOF_DATA", "../shared/data"))
+    folder = data_folder(settings.folder)
     file = folder / "weights" / f"{weights}.safetensors"
     index = folder / "annotations" / "imagenet" / "imagenet_class_index.json"
     for path in (file, index):

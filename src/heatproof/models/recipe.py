@@ -12,11 +12,15 @@ from heatproof.models.base import Model
 
 @dataclass(frozen=True)
 class Recipe:
-    """``recipes/NAME.toml`` with its weights in ``recipes/weights/NAME``."""
+    """``recipes/NAME.toml`` with its weights in ``recipes/weights/NAME``.
+
+    ``folder`` has what a net needs and the house does not ship (the data folder, as for ``imagenet``).
+    """
 
     name: str
     file: str
     rows: int = 8
+    folder: str = ""
 
     def load(self, name: str, device: str = "cpu") -> Model:
         folder = Path(self.file).parent / "weights" / self.name
@@ -28,6 +32,10 @@ class Recipe:
             from heatproof.models.hf_clip import HfClip
 
             return HfClip(str(folder), rows=self.rows).load(name, device)
+        if kind == "MobileNetClip":
+            from heatproof.models.mobilenet_clip import MobileNetClip
+
+            return MobileNetClip(str(folder), self.folder, rows=self.rows).load(name, device)
         if kind.endswith("ForImageClassification"):
             from heatproof.models.hf_classifier import HfClassifier
 

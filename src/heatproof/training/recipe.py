@@ -13,7 +13,7 @@ from heatproof.errors import Refused, unknown
 from heatproof.scenery import Knobs
 
 T = TypeVar("T")
-TASKS = ("classify", "contrast", "caption")
+TASKS = ("classify", "contrast", "caption", "match")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,18 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Photographs:
+    """Which photographs to learn from: ``sample`` of the split "train" of a data set of the shelf, in its order.
+
+    ``dataset`` is written as in a spec; "{data}" in it is the data folder (``imagenet.data_folder``), "{split}" the split.
+    """
+
+    dataset: Mapping[str, str] = field(default_factory=dict)
+    sample: int = 6000
+    folder: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to learn: AdamW, a linear warm-up over the share ``warmup`` of the steps, then a cosine to zero."""
 
@@ -49,6 +61,10 @@ class Settings:
     dense: float = 0.0  # weight of the patches' own loss, see dense.py
     polish: int = 0  # epochs at the end on the task's loss alone, at a third of the rate
     trunk_rate: float = 1.0  # factor on the rate for an encoder that was trained before
+    texts: int = 1  # captions of each photograph in a batch
+    hidden: float = 0.0  # share of the cells that a photograph loses
+    dropout: float = 0.0  # of features, word embeddings and what the projections read
+    unknown: float = 0.0  # share of the words that are made unknown
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Recipe:
     title: str = ""
     seed: int = 0
     start: str = ""
-    data: Data = field(default_factory=Data)
+    data: Any = field(default_factory=Data)  # Data, or Photographs for the task "match"
     settings: Settings = field(default_factory=Settings)
     net: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
@@ -81,7 +97,8 @@ def read_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"{path}: not valid TOML: {error}") from error
     told.pop("reached", None)
-    told["data"] = _fill(Data, told.get("data", {}), f"{path}, [data]")
+    kind: Any = Photographs if told.get("task") == "match" else Data
+    told["data"] = _fill(kind, told.get("data", {}), f"{path}, [data]")
     told["settings"] = _fill(Settings, told.get("settings", {}), f"{path}, [settings]")
     recipe = _fill(Recipe, {**told, "name": path.stem, "folder": path.parent}, str(path))
     if recipe.task not in TASKS:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from heatproof.records import write_whole
 from heatproof.training import pictures
 from heatproof.training.loop import fit
-from heatproof.training.pictures import Pictures
-from heatproof.training.recipe import Recipe, read_recipe
+from heatproof.training.recipe import Photographs, Recipe, read_recipe
+
+VIEWS = "views.pt"  # a trunk's features, until the training is done
 
 
 class Task(Protocol):
@@ -27,7 +28,7 @@ class Task(Protocol):
 
     trunk: nn.Module | None  # trained before; learns at a rate of its own
 
-    def learn(self, seen: Pictures, quiet: bool = False) -> None: ...
+    def learn(self, seen: Any, quiet: bool = False) -> None: ...
     def loss(self, rows: Tensor, dice: Any) -> Tensor: ...
     def judge(self, quiet: bool = False) -> dict[str, Any]: ...
     def save(self, out: Path) -> None: ...
@@ -42,7 +43,7 @@ def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
     recipe, out = read_recipe(Path(recipe_path)), Path(out)
     task = open_task(recipe)
     begun = time.monotonic()
-    task.learn(pictures.paint(recipe.data, quiet), quiet)
+    task.learn(see(task, out, quiet), quiet)
     checkpoints = []
     for number, stage in enumerate(stages(recipe)):
         task.recipe = stage
@@ -54,9 +55,15 @@ def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
     task.save(out)
     card = card_of(recipe, task.judge(quiet), out, seconds)
     write_whole(out / "card.json", json.dumps(card, indent=1) + "\n")
-    for checkpoint in checkpoints:
-        checkpoint.unlink()
+    for passing in (*checkpoints, out / VIEWS):
+        passing.unlink(missing_ok=True)
     return card
+
+
+def see(task: Any, out: Path, quiet: bool) -> Any:
+    """What the task learns from: scenes, drawn; or what its frozen trunk sees in photographs, kept for the next start."""
+    data = task.recipe.data
+    return task.look(out / VIEWS, quiet) if isinstance(data, Photographs) else pictures.paint(data, quiet)
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
@@ -78,6 +85,10 @@ def open_task(recipe: Recipe) -> Task:
         from heatproof.training.contrast import Contrast
 
         return Contrast(recipe)
+    if recipe.task == "match":
+        from heatproof.training.match import Match
+
+        return Match(recipe)
     from heatproof.training.caption import Caption
 
     return Caption(recipe)
@@ -88,9 +99,9 @@ def card_of(recipe: Recipe, found: dict[str, Any], out: Path, seconds: float) ->
     weights = (out / "model.safetensors").read_bytes()
     return {
         "name": recipe.name,
-        "source": "trained by heatproof on generated scenes",
+        "source": found.pop("source", "trained by heatproof on generated scenes"),
         "task": recipe.task,
-        "licence": "Apache-2.0",
+        "licence": found.pop("licence", "Apache-2.0"),
         "data": asdict(recipe.data),
         "settings": asdict(recipe.settings),
         "seed": recipe.seed,
