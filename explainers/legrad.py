@@ -19,11 +19,11 @@ class LeGrad:
 
     At each layer the mean of the block's output tokens is read as if it were the class token after the last block, by the
     last norm, projection and comparison; the gradient of that score at the layer's own attention, its positive
-    part, averaged over heads and over the rows that look, is the layer's map; maps are summed over the last ``layers``.
+    part, meaned over heads and over the rows that look, is the layer's map; maps are summed over the last ``layers``.
     The released wrapper's default is 2 (``layer_index=-2``); None takes all, as the paper's definition has it. A tower
     with fewer layers gives all it has. A ViT classifier's logit is read in the same way.
 
-    Its text side is not defined: tokens of a causal text are not averaged. Each layer costs one pass up to it, backward
+    Its text side is not defined: tokens of a causal text are not meaned. Each layer costs one pass up to it, backward
     through one block alone. Criticism: it explains the answers of middle layers, which the model was not trained to
     give, and of the attention's size it sees nothing, only its slope.
     """
