@@ -10,7 +10,7 @@ import pytest
 from heatproof import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = """# Metrics
+METRICS = """# Metrics
 
 A card a metric: what each value is, its settings and their defaults with sources, its range, when it is undefined, what it
 measures, what it does not, and what is held against it. Written by the code itself, and renewed by
@@ -18,10 +18,19 @@ measures, what it does not, and what is held against it. Written by the code its
 """
 
 
-def test_the_cards_of_the_metrics_are_the_codes_own(tmp_path):
-    """To renew: the head above, then what `heatproof list metrics --long` prints."""
-    wanted = HEAD + "\n".join(catalogue.cards(tmp_path)) + "\n"
-    assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == wanted
+EXPLAINERS = """# Explainers
+
+A card a method: what its map is, where it is defined, its settings with the published defaults and their source, and what is
+known against it. Controls know nothing of the model, or only what they say. Written by the code itself, and renewed by
+`heatproof list explainers --long`; a test holds the two together.
+"""
+
+
+@pytest.mark.parametrize(("what", "head"), [("metrics", METRICS), ("explainers", EXPLAINERS)])
+def test_the_cards_are_the_codes_own(tmp_path, what, head):
+    """To renew: the head above, then what `heatproof list ... --long` prints."""
+    wanted = head + "\n".join(catalogue.cards(what, tmp_path)) + "\n"
+    assert (ROOT / "docs" / f"{what}.md").read_text(encoding="utf-8") == wanted
 
 
 LAWS = sorted((ROOT / "docs" / "laws").glob("*.md"))

@@ -1,4 +1,4 @@
-"""``heatproof list``: what is on each shelf, one line each; and metrics at full length."""
+"""``heatproof list``: what is on each shelf, one line each; metrics and explainers at full length too."""
 
 from __future__ import annotations
 
@@ -36,28 +36,32 @@ def lines(what: str, cwd: Path) -> Iterator[str]:
         yield f"{entry.name:<28} (installed: {entry.value})"
 
 
-def cards(cwd: Path) -> Iterator[str]:
-    """Every metric at full length, as Markdown: what it says of itself, settings with their defaults, what it measures.
+def cards(what: str, cwd: Path) -> Iterator[str]:
+    """Every metric or explainer at full length, as Markdown: what it says of itself, settings with their defaults.
 
-    ``docs/metrics.md`` holds these lines, and a test that they are the code's own.
+    ``docs/metrics.md`` and ``docs/explainers.md`` hold these lines, and a test that they are the code's own.
     """
     place = Place(cwd, cwd)
-    for path in place.files("metrics").values():
-        for use in shelf.uses("metrics", path):
-            cls = shelf.find("metrics", use, place, "heatproof list metrics")
+    for path in place.files(what).values():
+        for use in shelf.uses(what, path):
+            cls = shelf.find(what, use, place, f"heatproof list {what}")
             yield from ["", f"## {use}", "", inspect.cleandoc(cls.__doc__ or ""), ""]
-            told = [f for f in dataclasses.fields(cls) if f.init]
+            told = [f for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []
             if told:
                 yield "Settings: " + ", ".join(_default(f) for f in told) + "."
-                yield ""
-            yield from [
-                "| value | better | measures | unit | a column is reduced by |",
-                "|---|---|---|---|---|",
-            ]
-            needs = any(f.default is f.default_factory is dataclasses.MISSING for f in told)
-            made: Any = cls if needs else cls()
-            for m in made.measures:
-                yield f"| `{m.name}` | {m.better} | {m.measures} | {m.unit or '–'} | {m.reduce} |"
+            if what == "metrics":
+                yield from ["", *_values(cls, told)] if told else _values(cls, told)
+
+
+def _values(cls: Any, told: list[dataclasses.Field[Any]]) -> Iterator[str]:
+    """What a metric's values mean, as a table."""
+    yield from [
+        "| value | better | measures | unit | a column is reduced by |",
+        "|---|---|---|---|---|",
+    ]
+    needs = any(f.default is f.default_factory is dataclasses.MISSING for f in told)
+    for m in (cls if needs else cls()).measures:
+        yield f"| `{m.name}` | {m.better} | {m.measures} | {m.unit or '–'} | {m.reduce} |"
 
 
 def _classes(tree: ast.Module, verb: str) -> list[ast.ClassDef]:

@@ -204,14 +204,16 @@ def audit_metrics(benchmark: str, freeze: bool, **settings: Any) -> None:
     default="benchmarks",
     type=click.Choice(["explainers", "metrics", "models", "datasets", "benchmarks", "recipes"]),
 )
-@click.option("--long", "long_", is_flag=True, help="metrics only: definitions at full length, as Markdown")
+@click.option(
+    "--long", "long_", is_flag=True, help="metrics and explainers: definitions at full length, as Markdown"
+)
 def list_(what: str, long_: bool) -> None:
     """What is on the shelves, one line each, with settings and source."""
     from heatproof.catalogue import cards, lines
 
-    if long_ and what != "metrics":
-        raise Refused(f"heatproof list {what} --long: found {what}, accepted is metrics")
-    for line in cards(Path.cwd()) if long_ else lines(what, Path.cwd()):
+    if long_ and what not in ("metrics", "explainers"):
+        raise Refused(f"heatproof list {what} --long: found {what}, accepted are metrics and explainers")
+    for line in cards(what, Path.cwd()) if long_ else lines(what, Path.cwd()):
         click.echo(line)
 
 
