@@ -35,7 +35,8 @@ class M2ib:
     ``as_released`` turns that on. The release's other quirks are of its metrics and of its model, not of the map.
 
     alpha and the capacity are float32 whatever the model is; the log-variance is -2 softplus(alpha), finite where
-    s rounds to 1. Nothing below the block runs more than once, nor does the other tower.
+    s rounds to 1. Nothing below the block runs more than once, nor does the other tower; the last block runs for the
+    token alone that is read, and texts without padding.
 
     Known criticism: the prior is N(0, 1) on the raw residual stream, whose channels are of very different sizes; the map
     moves with the noise (released code, seed 0 against 1, on a tiny model: rank correlation 0.87 to 0.90); the end
@@ -66,19 +67,22 @@ class M2ib:
         """Each case's capacity by token, [T] in nats."""
         with torch.no_grad():
             whole = model.upto(site, model.stack(cases), cases)
-        found = []
+        found: dict[int, Tensor] = {}
         together = max(1, TOGETHER // self.repeats)
-        for first in range(0, len(cases), together):
-            some, hidden = cases[first : first + together], whole[first : first + together]
-            alphas, _ = self.optimise(model, site, hidden, some, self._noise(site, hidden, some))
-            rows = zip(hidden, alphas, strict=True)
-            found += [capacity(h[: len(alpha)].float(), alpha).sum(-1) for h, alpha in rows]
-        return found
+        sizes = _sizes(site, whole, cases)
+        for size in sorted(set(sizes)):  # texts of one length run without padding
+            alike = [k for k, n in enumerate(sizes) if n == size]
+            for first in range(0, len(alike), together):
+                places = alike[first : first + together]
+                some, hidden = [cases[k] for k in places], whole[places, :size]
+                alphas, _ = self.optimise(model, site, hidden, some, self._noise(site, hidden, some))
+                for k, h, alpha in zip(places, hidden, alphas, strict=True):
+                    found[k] = capacity(h.float(), alpha).sum(-1)
+        return [found[k] for k in range(len(cases))]
 
     def _noise(self, site: str, hidden: Tensor, cases: Sequence[Case]) -> Noise:
         chances = [case.generator(f"m2ib {site}") for case in cases]
-        shapes = [(self.repeats, n, hidden.shape[2]) for n in _sizes(site, hidden, cases)]
-        return lambda k: torch.randn(shapes[k], generator=chances[k])
+        return lambda k: torch.randn(self.repeats, *hidden.shape[1:], generator=chances[k])
 
     def optimise(
         self,
@@ -91,12 +95,13 @@ class M2ib:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Each case's alpha [T, D] after the updates, and before each: its capacity, fit and loss, [N, 3].
 
-        A case keeps tensors of its own, because the last bits of an elementwise function depend on where in a
-        tensor the element stands. They are float32 also where the model's are half: Adam's epsilon is 0 in half.
+        hidden [N, T, D] is cut behind texts of T tokens: it holds no padding. A case keeps tensors of its own, because
+        the last bits of an elementwise function depend on where in a tensor the element stands. They are float32 also
+        where the model's are half: Adam's epsilon is 0 in half.
         """
         if updates is None:
             updates = self.steps - (self.before_last or self.as_released)
-        real = [h[:n].float() for h, n in zip(hidden, _sizes(site, hidden, cases), strict=True)]
+        real = list(hidden.float())
         alphas = [torch.full_like(h, self.alpha).requires_grad_() for h in real]
         adam = torch.optim.Adam(alphas, lr=self.lr, foreach=False)
         many = [case for case in cases for _ in range(self.repeats)]
@@ -105,10 +110,8 @@ class M2ib:
             mixed = []
             for k, (h, alpha) in enumerate(zip(real, alphas, strict=True)):
                 share = torch.sigmoid(alpha)
-                noisy = share * h + (1 - share) * noise(k).to(h)
-                padding = hidden[k, len(h) :].expand(self.repeats, -1, -1)  # nothing reads it
-                mixed.append(torch.cat([noisy.to(hidden), padding], 1))
-            fits = model.above(site, torch.cat(mixed), many).split(self.repeats)
+                mixed.append((share * h + (1 - share) * noise(k).to(h)).to(hidden))
+            fits = model.above(site, torch.cat(mixed), many, brief=True).split(self.repeats)
             losses = []
             for h, alpha, each in zip(real, alphas, fits, strict=True):
                 kept, fit = capacity(h, alpha).mean(), each.float().mean()

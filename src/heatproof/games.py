@@ -135,14 +135,9 @@ class Texts:
 
         A coalition is a text of its own: tokens "delete"d close up, or the model's "pad", "unknown", "mask" stands there.
         """
-        found: list[list[Tensor]] = [[] for _ in coalitions]
-        # one of each case at a time: the memo bills a call's whole work to every entry that one case pays
-        for j in range(max(len(rows) for rows in coalitions)):
-            some = [k for k, rows in enumerate(coalitions) if j < len(rows)]
-            told = [self._told(k, coalitions[k][j], removal) for k in some]
-            for k, row in zip(some, self.model.embed_text(told), strict=True):
-                found[k].append(row.cpu().double())
-        return [torch.stack(rows) for rows in found]
+        todo = [self._told(k, there, removal) for k, rows in enumerate(coalitions) for there in rows]
+        rows = self.model.embed_text(todo).cpu().double()
+        return list(rows.split([len(some) for some in coalitions]))
 
     def _told(self, k: int, there: Tensor, removal: str) -> Case:
         case, stays = self.cases[k], self.keep(k, there)[: len(self.cases[k].words)] > 0

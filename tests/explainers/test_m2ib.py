@@ -13,18 +13,21 @@ from torch.distributions import Normal, kl_divergence
 
 
 def test_blocks_below_the_site_run_once(models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
-    model, cases = models["clip"], asked(models["clip"], 4)
-    rows, hooks = Counter(), []
+    model, (case,) = models["clip"], asked(models["clip"], 1)
+    cases = [replace(case, id=f"{case.id} {k}") for k in range(4)]
+    rows, hooks, asked_of = Counter(), [], set()
     for tower, blocks in (
         ("image", model.net.vision_model.encoder.layers),
         ("text", model.net.text_model.encoder.layers),
     ):
         for k, block in enumerate(blocks):
             count = lambda _, args, name=(tower, k): rows.update({name: 1})
-            hooks.append(block.register_forward_pre_hook(count))
+            hooks.append(block.self_attn.k_proj.register_forward_pre_hook(count))
+        last = blocks[-1].self_attn.q_proj
+        hooks.append(last.register_forward_pre_hook(lambda _, args: asked_of.add(args[0].shape[1])))
     try:
         model._weights("image"), model._weights("text")
-        rows.clear()
+        rows.clear(), asked_of.clear()
         model.memo.clear()
         explainer("m2ib", layer=1, steps=4, repeats=8, before_last=True).explain(model, cases)
     finally:
@@ -34,6 +37,7 @@ def test_blocks_below_the_site_run_once(models: Any, asked: Any, explainer: Call
     assert rows["image", 0] == rows["text", 0] == 2
     # three updates of 8 copies of 4 cases, in blocks of 8 rows; and the embedding
     assert rows["image", 2] == rows["text", 2] == 3 * 4 + 1
+    assert asked_of == {1, 17, 12}  # the query of one token; of all of them for the embeddings
 
 
 def test_capacity_is_the_divergence_and_stays_finite(source: Any) -> None:
@@ -51,19 +55,42 @@ def test_capacity_is_the_divergence_and_stays_finite(source: Any) -> None:
 
 
 def test_padding_enters_neither_capacity_nor_fit(models: Any, asked: Any, source: Any) -> None:
-    """The same words give the same trace, however far the model pads them."""
+    """The same text gives the same map among longer ones, and however far the model pads it."""
     model, made = models["clip"], source("m2ib").M2ib(steps=4, repeats=3)
-    (case,) = asked(model, 1)
+    cases = asked(model, 5)
     site = model.site("text.block", -2)
+    sizes = [len(case.tokens) for case in cases]
+    assert len(set(sizes)) > 2
+    for size, heat in zip(sizes, made._heat(model, site, cases), strict=True):
+        assert heat.shape == (size,)
     with torch.no_grad():
-        hidden = model.upto(site, model.stack([case]), [case])
-    (alpha,), trace = made.optimise(model, site, hidden, [case], made._noise(site, hidden, [case]))
-    assert alpha.shape == (len(case.tokens), hidden.shape[2])
-    spoiled = hidden.clone()
-    spoiled[:, len(case.tokens) :] = 1e3
-    (other,), again = made.optimise(model, site, spoiled, [case], made._noise(site, hidden, [case]))
-    assert torch.equal(alpha, other)
-    assert torch.equal(torch.stack(trace), torch.stack(again))
+        hidden = model.upto(site, model.stack(cases[:1]), cases[:1])
+    short, long = hidden[:, : sizes[0]], torch.cat([hidden[:, : sizes[0]], 1e3 + hidden[:, sizes[0] :]], 1)
+    scores = [model.above(site, x, cases[:1], brief=True) for x in (short, long)]
+    assert torch.allclose(*scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("site", ["image.block", "text.block"])
+def test_a_brief_last_block_gives_the_same_score_and_slope(site: str, models: Any, asked: Any) -> None:
+    model, cases = models["clip"], asked(models["clip"], 5)
+    for index in range(model.sites[site]):
+        name = model.site(site, index)
+        with torch.no_grad():
+            hidden = model.upto(name, model.stack(cases), cases)
+        found = []
+        for brief in (False, True):
+            x = hidden.clone().requires_grad_()
+            with model.part() as spent:
+                score = model.above(name, x, cases, brief=brief)
+            found.append((score, *torch.autograd.grad(score.sum(), x), spent.forward["case0"]))
+        (whole, slope, dear), (short, other, cheap) = found
+        assert torch.allclose(whole, short, atol=1e-6)
+        assert torch.allclose(slope, other, atol=1e-6)
+        assert cheap < dear
+        with model.watch(model.site(site.replace("block", "attention"))) as seen:
+            watched = model.above(name, hidden, cases, brief=True)
+        assert torch.equal(watched, whole)  # a watcher sees every token's row
+        assert seen.value.shape[2] == seen.value.shape[3]
 
 
 def test_noise_belongs_to_the_case_and_the_loss_falls(
@@ -87,7 +114,7 @@ def test_noise_belongs_to_the_case_and_the_loss_falls(
 class Half:
     """Anything behind a bottleneck whose activations are half precision."""
 
-    def above(self, site: str, activation: torch.Tensor, cases: Any) -> torch.Tensor:
+    def above(self, site: str, activation: torch.Tensor, cases: Any, *, brief: bool) -> torch.Tensor:
         assert activation.dtype == torch.float16
         return torch.tanh(activation.mean((1, 2)) * 4)
 

@@ -229,3 +229,21 @@ def test_the_text_is_embedded_once_a_chunk(asked):
     finally:
         handle.remove()
     assert len(seen) == 1
+
+
+def test_a_removed_word_that_reads_as_the_end_does_not_end_the_sentence(asked, monkeypatch):
+    """CLIP pads with its end token: the same text, told as a case of its own or as a removal, has one score."""
+    model, cases = asked
+    monkeypatch.setattr(model.tokenizer, "pad", model.tokenizer.eos)
+    case = cases[0]
+    keep = torch.ones(1, len(case.tokens))
+    keep[0, 1] = 0
+    removed = model.score_text(keep, [case], "pad")
+    tokens = case.tokens.clone()
+    tokens[1] = model.tokenizer.eos
+    told = replace(case, id="told", tokens=tokens)
+    assert torch.allclose(model.score(model.stack([told]), [told]), removed, atol=1e-6)
+    cut = model.score_text(keep * 0 + (torch.arange(len(case.tokens)) < 1), [case], "attention")
+    assert not torch.allclose(
+        removed, cut, atol=1e-3
+    )  # it is not the empty sentence that it would be read as

@@ -97,7 +97,7 @@ def test_the_whole_optimisation(name: str, model: Any, case: Case) -> None:
     losses: list[Tensor] = []
     for updates in range(1, made.steps + 1):
         noise = told(expected["eps"])
-        (alpha,), losses = made.optimise(model, site, hidden, [case], noise, updates=updates)
+        (alpha,), losses = made.optimise(model, site, real, [case], noise, updates=updates)
         before = expected["alpha_final"] if updates == made.steps else expected["alpha"][updates]
         off = np.abs(alpha.numpy() - before[0])
         assert (off > 1e-3).mean() < 1e-3, f"alpha after {updates} updates"
@@ -162,7 +162,7 @@ def counted(net: Any) -> Iterator[Counter[tuple[str, int]]]:
     for tower, part in (("image", net.vision_model), ("text", net.text_model)):
         for k, block in enumerate(part.encoder.layers):
             count = lambda _, args, name=(tower, k): rows.update({name: len(args[0])})
-            hooks.append(block.register_forward_pre_hook(count))
+            hooks.append(block.self_attn.k_proj.register_forward_pre_hook(count))
     try:
         yield rows
     finally:

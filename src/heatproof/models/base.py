@@ -35,10 +35,14 @@ Context = dict[str, Tensor]  # what a row needs besides the activation: token id
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a tower: ``run(x, context) -> x``; ``site`` names its output, None where none may look."""
+    """One step of a tower: ``run(x, context) -> x``; ``site`` names its output, None where none may look.
+
+    ``brief`` is the same for the one token of a row that the score reads, [N, 1, D], where that is less work.
+    """
 
     site: str | None
     run: Callable[[Tensor, Context], Tensor]
+    brief: Callable[[Tensor, Context], Tensor] | None = None
 
 
 @dataclass(eq=False)
@@ -202,6 +206,8 @@ class Model:
         context: Context,
         start: int = 0,
         stop: int | None = None,
+        *,
+        brief: bool = False,
     ) -> Tensor:
         """Stages ``start`` to ``stop`` of a tower over N rows, in blocks of ``rows``, ragged ends padded."""
         stages = self.towers[tower][start:stop]
@@ -213,7 +219,8 @@ class Model:
         watches = {s: w for s, w in self._watches.items() if s.startswith(f"{tower}.")}
         for watch in watches.values():
             watch.begin()
-        share = sum(self._weights(tower)[start:stop])
+        brief = brief and not watches  # who watches sees every token
+        share = sum(self._weights(tower, brief=brief)[start:stop])
         parts = []
         for first in range(0, total, self.rows):
             block = x[first : first + self.rows]
@@ -227,7 +234,7 @@ class Model:
             token = PASSING.set(taps)
             try:
                 for stage in stages:
-                    out = stage.run(out, side)
+                    out = (stage.brief if brief and stage.brief else stage.run)(out, side)
                     if stage.site in taps:
                         out = taps[stage.site](out)
             finally:
@@ -258,19 +265,23 @@ class Model:
 
             out.register_hook(backward)
 
-    def _weights(self, tower: str) -> list[float]:
+    def _weights(self, tower: str, *, brief: bool = False) -> list[float]:
         """What each stage costs as a share of the whole model's forward, by floating-point operations."""
         if tower not in self._shares:
-            flops = []
+            flops: list[int] = []
+            less: list[int] = []
             with torch.no_grad():
                 x, context = self._example(tower)
                 for stage in self.towers[tower]:
-                    with FlopCounterMode(display=False) as counter:
-                        x = stage.run(x, context)
-                    flops.append(counter.get_total_flops())
+                    for spent, run in ((less, stage.brief or stage.run), (flops, stage.run)):
+                        with FlopCounterMode(display=False) as counter:
+                            out = run(x, context)
+                        spent.append(counter.get_total_flops())
+                    x = out
             whole = sum(flops) or 1
             self._shares[tower] = [f / whole for f in flops]
-        return self._shares[tower]
+            self._shares[f"{tower} brief"] = [f / whole for f in less]
+        return self._shares[f"{tower} brief" if brief else tower]
 
     def stack(self, cases: Sequence[Case]) -> Tensor:
         """The cases' pixels in one tensor [N, C, H, W]."""
@@ -291,10 +302,14 @@ class Model:
         tower, stop = self._find(site)
         return self._run(tower, self._input(tower, pixels, cases), cases, self._context(cases), 0, stop)
 
-    def above(self, site: str, activation: Tensor, cases: Sequence[Case]) -> Tensor:
-        """From an activation at a site to the score [N]; what lies below it is not run."""
+    def above(self, site: str, activation: Tensor, cases: Sequence[Case], *, brief: bool = False) -> Tensor:
+        """From an activation at a site to the score [N]; what lies below it is not run.
+
+        ``brief``: the last block is run for the token alone that the score reads, where the model knows how; the same
+        score but for rounding.
+        """
         tower, start = self._find(site)
-        return self._run(tower, activation, cases, self._context(cases), start)
+        return self._run(tower, activation, cases, self._context(cases), start, brief=brief)
 
     def _input(self, tower: str, pixels: Tensor, cases: Sequence[Case]) -> Tensor:
         return pixels
@@ -327,10 +342,12 @@ class Model:
                 memo.inside() as asked,
             ):
                 found = compute(list(missing.values()))
+            # several things that one case pays for share what it spent
+            shares = Counter(case.charge or case.id for case in missing.values())
             for (key, case), value in zip(missing.items(), found, strict=True):
                 payer = case.charge or case.id
-                needs = frozenset(need for need, who in asked if who == payer)
-                memo.keep(key, value, Bill(spent.forward[payer], spent.backward[payer], needs))
+                needs, n = frozenset(need for need, who in asked if who == payer), shares[payer]
+                memo.keep(key, value, Bill(spent.forward[payer] / n, spent.backward[payer] / n, needs))
                 values[key] = value
         for key, case in zip(keys, cases, strict=True):
             memo.pay(key, case.charge or case.id, self.meter)

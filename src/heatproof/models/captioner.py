@@ -94,12 +94,14 @@ class Captioner(Model):
         context: Context,
         start: int = 0,
         stop: int | None = None,
+        *,
+        brief: bool = False,
     ) -> Tensor:
         # words and attention are on the way of either tower, and a run shows the sites of its own tower only
         both = {f"{tower}.{s}": w for s, w in self._watches.items() if s in (EMBEDDING, ATTENTION)}
         self._watches.update(both)
         try:
-            return super()._run(tower, x, cases, context, start, stop)
+            return super()._run(tower, x, cases, context, start, stop, brief=brief)
         finally:
             for site in both:
                 del self._watches[site]
@@ -160,7 +162,7 @@ class Captioner(Model):
         context = self._text_context(cases)
         return self._run("text", context["ids"], cases, context, 0, stop)
 
-    def above(self, site: str, activation: Tensor, cases: Sequence[Case]) -> Tensor:
+    def above(self, site: str, activation: Tensor, cases: Sequence[Case], *, brief: bool = False) -> Tensor:
         tower, start = self._find(site)
         context = self._context(cases) if tower == "image" else self._text_context(cases)
         return self._run(tower, activation, cases, context, start)

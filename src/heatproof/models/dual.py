@@ -101,13 +101,22 @@ class Dual(Model):
         seen = torch.ones(ids.shape) if keep is None else keep
         return {"eos": eos, "seen": seen, "gain": torch.ones(ids.shape)}
 
+    def _ended(self, context: Context, ids: Tensor, rows: Sequence[Tensor]) -> Context:
+        """Where the end token may also stand for a word that was removed, a sentence still ends where it ended."""
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        there = ids.gather(1, ends[:, None])[:, 0] == self.tokenizer.eos
+        context["eos"] = torch.where(there, ends, context["eos"])
+        return context
+
     def embed_text(self, cases: Sequence[Case]) -> Tensor:
         """[N] cases -> their texts' embeddings [N, D], not normalised; from the chunk's memo."""
 
         def compute(some: list[Case]) -> Sequence[Tensor]:
-            ids = self._padded([_tokens(case) for case in some])
+            rows = [_tokens(case) for case in some]
+            ids = self._padded(rows)
+            context = self._ended(self._reading(ids), ids, rows)
             with torch.no_grad():
-                return list(self._run("text", ids, some, self._reading(ids), 0, -1))
+                return list(self._run("text", ids, some, context, 0, -1))
 
         return torch.stack(self.recall("text embedding", cases, compute))
 
@@ -131,12 +140,13 @@ class Dual(Model):
         ids = self._padded([_tokens(case) for case in cases])
         return self._run("text", ids, cases, self._reading(ids), 0, self._find(site)[1])
 
-    def above(self, site: str, activation: Tensor, cases: Sequence[Case]) -> Tensor:
+    def above(self, site: str, activation: Tensor, cases: Sequence[Case], *, brief: bool = False) -> Tensor:
+        """As for all models; a text's activation may end behind its longest text: what follows is never read."""
         tower, start = self._find(site)
         if tower == "image":
-            return super().above(site, activation, cases)
-        ids = self._padded([_tokens(case) for case in cases])
-        return self._run("text", activation, cases, self._text_context(ids, cases), start)
+            return super().above(site, activation, cases, brief=brief)
+        ids = self._padded([_tokens(case) for case in cases])[:, : activation.shape[1]]
+        return self._run("text", activation, cases, self._text_context(ids, cases), start, brief=brief)
 
     def score_text(self, keep: Tensor, cases: Sequence[Case], removal: str = "attention") -> Tensor:
         """keep [N, T] in [0, 1], 0 = removed, T at least the longest text's -> [N] cosines with the case's image.
@@ -160,11 +170,7 @@ class Dual(Model):
             rows.append(ids)
         ids = self._padded(rows)
         context = self._text_context(ids, cases)
-        # where "pad" is the end token too, the sentence still ends where it ended
-        ends = torch.tensor([len(row) - 1 for row in rows])
-        context["eos"] = torch.where(
-            ids.gather(1, ends[:, None])[:, 0] == self.tokenizer.eos, ends, context["eos"]
-        )
+        self._ended(context, ids, rows)
         if removal == "attention":
             context["seen"] = (full >= 0.5).float()
         elif removal == "embedding":

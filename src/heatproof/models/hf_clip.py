@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatproof.models.attention import causal, tell_sites
+from heatproof.models.attention import attend, causal, tell_sites
 from heatproof.models.base import Context, Stage
 from heatproof.models.dual import Dual
 from heatproof.models.hf_classifier import open_card, open_frame, open_net
@@ -94,11 +94,37 @@ def image_stages(net: Any) -> list[Stage]:
 
 
 def _image_block(site: str | None, block: Any) -> Stage:
-    return Stage(site, lambda x, _: block(x, None))
+    def brief(x: Tensor, _: Context) -> Tensor:
+        return one_token(block, x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+
+    return Stage(site, lambda x, _: block(x, None), None if site else brief)
 
 
 def _text_block(site: str | None, block: Any) -> Stage:
-    return Stage(site, lambda x, context: block(x, causal(context["seen"])))
+    def brief(x: Tensor, context: Context) -> Tensor:
+        return one_token(block, x, context["eos"], causal(context["seen"]))
+
+    return Stage(site, lambda x, context: block(x, causal(context["seen"])), None if site else brief)
+
+
+def one_token(block: Any, x: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A block's output [N, 1, D] at one token a row, at [N]: the keys and values of all, the query of that one."""
+    rows, attention = torch.arange(len(x), device=x.device), block.self_attn
+    inner = block.layer_norm1(x)
+    one = inner[rows, at][:, None]
+    query, key, value = (
+        project(y).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for project, y in (
+            (attention.q_proj, one),
+            (attention.k_proj, inner),
+            (attention.v_proj, inner),
+        )
+    )
+    seen = None if mask is None else mask[rows, :, at][:, :, None]
+    mixed, _ = attend(attention, query, key, value, seen, attention.scale)
+    out = x[rows, at][:, None] + attention.out_proj(mixed.flatten(2))
+    found: Tensor = out + block.mlp(block.layer_norm2(out))
+    return found
 
 
 def text_stages(net: Any) -> list[Stage]:
@@ -113,7 +139,8 @@ def text_stages(net: Any) -> list[Stage]:
 
     def read(x: Tensor, context: Context) -> Tensor:
         rows = torch.arange(x.shape[0], device=x.device)
-        embedding: Tensor = net.text_projection(text.final_layer_norm(x)[rows, context["eos"]])
+        at = context["eos"] if x.shape[1] > 1 else 0  # a brief last block leaves the end token alone
+        embedding: Tensor = net.text_projection(text.final_layer_norm(x)[rows, at])
         return embedding
 
     stages = [Stage("text.embed 0", embed)]
