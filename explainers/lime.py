@@ -30,7 +30,8 @@ class Lime:
 
     Criticism: at this width half of the segments still weigh 0.5 of all, so that the model is hardly local; ridge shrinks
     the values, the more the smaller the score's scale (a cosine); the map moves with the draw and with the segments; masked
-    images are nothing that the model was trained on.
+    images are nothing that the model was trained on. A segment of one colour is its own mean: hidden, nothing has changed,
+    and the map is blind to it (chance on the planted blocks of ``controlled``; another ``baseline`` finds them).
     """
 
     samples: int = 1000
