@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,23 @@ def test_relu6_hands_on_all_relevance_where_it_saturates() -> None:
     assert (x * g).tolist() == [0, 0, 6, 12]  # = y * 2
 
 
+@pytest.mark.parametrize("name", ["epsilon_gamma_box", "epsilon_plus_flat"])
+def test_no_relevance_is_lost_into_padding_that_stands_alone(name: str) -> None:
+    """A zero pad before the first convolution is the same net as one inside it, and no zero of it is a pixel."""
+    inside = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU()).requires_grad_(False)
+    apart = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()).requires_grad_(False)
+    apart[1].weight.copy_(inside[0].weight)
+    x = torch.rand(2, 3, 5, 5) * 2 - 1
+    found = []
+    for net in (inside, apart):
+        Composite(name).edit(net, frame=Frame(5))
+        probe = x.clone().requires_grad_()
+        y = net(probe)
+        found.append(torch.autograd.grad(y.sum(), probe)[0])
+        assert float(found[-1].sum()) == pytest.approx(float(y.detach().sum()), rel=1e-9)
+    assert torch.allclose(found[0], found[1])
+
+
 # ---------------------------------------------------------------- folding
 
 
@@ -148,8 +166,12 @@ def test_a_batch_norm_without_its_convolution_is_refused_by_name() -> None:
     net = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
     with pytest.raises(Unsuited, match=r"BatchNorm2d \(1\)"):
         Composite().edit(net)
-    with pytest.raises(Unsuited, match="GELU"):
-        Composite().edit(nn.Sequential(nn.Conv2d(3, 3, 1), nn.GELU()))
+    with pytest.raises(Unsuited, match="Softplus"):
+        Composite().edit(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softplus()))
+    with pytest.raises(Unsuited, match="no convolution sees pixels"):
+        Composite("epsilon_plus_flat").edit(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(Refused, match="mixing: found 'half', accepted are attnlrp, constant"):
+        Composite(mixing="half")
     with pytest.raises(Refused, match="gama"):
         Composite("gama")
 
@@ -173,6 +195,12 @@ def resnet(biased: bool = True) -> Classifier:
     return model
 
 
+def _ones(layer: nn.Conv2d) -> nn.Conv2d:
+    made = copy.deepcopy(layer)
+    made.weight.fill_(1.0)
+    return made
+
+
 class Slow:
     """Relevance R itself goes back here (not g), through a net whose batch norms are folded."""
 
@@ -182,7 +210,8 @@ class Slow:
 
     def weights(self, layer: Any, x: Tensor, relevance: Tensor) -> Tensor:
         linear = isinstance(layer, nn.Linear)
-        rule = {"epsilon_plus": "epsilon" if linear else "alpha1beta0"}.get(self.composite, self.composite)
+        name = self.composite.replace("epsilon_gamma_box", "gamma").removesuffix("_flat")
+        rule = {"epsilon_plus": "epsilon" if linear else "alpha1beta0"}.get(name, name)
         if linear and rule == "gamma":
             rule = "epsilon"
         size = layer(x).shape
@@ -193,11 +222,26 @@ class Slow:
         self.kept += float(relevance.sum() - found.sum())
         return found.view_as(x)
 
+    def pixels(self, layer: Any, x: Tensor, relevance: Tensor) -> Tensor:
+        """The box rule for pixels in [-1, 1], or equal parts for all that an output sees."""
+        w, x0, r = dense(layer, x[0]), x[0].flatten().numpy(), relevance.flatten().numpy()
+        found = np.zeros(len(x0))
+        seen = dense(_ones(layer), x[0])
+        for j in range(w.shape[1]):
+            if self.composite.endswith("_flat"):
+                parts = seen[:, j]
+            else:
+                parts = np.array([x0[i] * v - (-1) * max(v, 0) - min(v, 0) for i, v in enumerate(w[:, j])])
+            found += parts / parts.sum() * r[j]
+        self.kept += float(relevance.sum()) - found.sum()
+        return torch.from_numpy(found).view_as(x)
+
     def run(self, net: Any, x: Tensor, target: int) -> Tensor:
         stem = net.resnet.embedder
         trail: list[Callable[[Tensor], Tensor]] = []
         conv = stem.embedder.convolution
-        trail.append(lambda r, x=x: self.weights(conv, x, r))
+        own = self.composite.endswith(("_box", "_flat"))
+        trail.append(lambda r, x=x: (self.pixels if own else self.weights)(conv, x, r))
         y = torch.relu(conv(x))
         top, where = nn.functional.max_pool2d(y, 3, 2, 1, return_indices=True)
         trail.append(lambda r, y=y, where=where: self.winners(r, where, y))

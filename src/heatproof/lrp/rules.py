@@ -46,7 +46,7 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
     return z + torch.where(z >= 0, epsilon, -epsilon)
 
 
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
+def ratio(above: Tensor, below: Tensor) -> Tensor:
     """above / below, and 0 where there is nothing to divide among."""
     return torch.where(below == 0, 0.0, above / torch.where(below == 0, 1.0, below))
 
@@ -62,6 +62,11 @@ class Rule(nn.Module):
 
     positive: Tensor
     negative: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own, for nets that ask it for its type."""
+        return self.layer.weight
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         layer = self.layer
@@ -114,7 +119,7 @@ class Gamma(Rule):
         positive = self.part(x, self.positive, self.negative)
         own = torch.where(up, positive, sums - positive)
         below = z + self.gamma * (own.detach() + share)
-        return stand(sums + self.gamma * own, z, _ratio(z, below))
+        return stand(sums + self.gamma * own, z, ratio(z, below))
 
 
 class Alpha1Beta0(Rule):
@@ -137,5 +142,5 @@ class Clipped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(x)
         with torch.no_grad():
-            factor = _ratio(y, x)
+            factor = ratio(y, x)
         return stand(x, y, factor)

@@ -23,7 +23,7 @@ def from_word(
     """
 
     def edit(net: nn.Module) -> None:
-        composite.edit(net, within="encoder")
+        composite.edit(net, within="encoder", frame=model.frame)
         relevant(net, rules)
 
     twin = model.twin(edit, f"lrp {composite} {rules}")
@@ -33,4 +33,4 @@ def from_word(
     with twin.watch(EMBEDDING) as read:
         logits = twin.logits(x, cases).gather(1, said[:, None])
         seen, heard = torch.autograd.grad(logits.sum(), [x, read.value])
-    return x.detach() * seen, (read.value.detach() * heard).sum(2)
+    return composite.relevance(x, seen), (read.value.detach() * heard).sum(2)

@@ -29,12 +29,13 @@ def attend(
     query, key, value = (
         passing(f"{site}.{part}", x) for part, x in zip(PARTS, (query, key, value), strict=False)
     )
+    multiply = getattr(module, "heatproof_multiply", torch.matmul)  # LRP's twins have a product of their own
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = query @ key.transpose(2, 3) * scale
+    logits = multiply(query, key.transpose(2, 3)) * scale
     if attention_mask is not None:
         logits = logits + attention_mask
     probabilities = passing(site, torch.softmax(logits, -1))
-    mixed = passing(f"{site}.mixed", probabilities @ value)
+    mixed = passing(f"{site}.mixed", multiply(probabilities, value))
     return mixed.transpose(1, 2).contiguous(), probabilities
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,15 @@ REMOVALS = ("attention", "pad", "unknown", "mask", "delete", "embedding")
 PROMPTS = re.compile(r"label '(?P<prompt>[^']*\{\}[^']*)': (?P<labels>.+)")
 
 
-def _cosine(embedding: Tensor, context: Context) -> Tensor:
+def _cosine(net: Any) -> Callable[[Tensor, Context], Tensor]:
     """Rows against the other side: [N, D] against [N, K, D], the one choice squeezed away."""
-    other = F.normalize(context["other"], dim=-1)
-    found = (F.normalize(embedding, dim=-1)[:, None] * other).sum(-1)
-    return found.squeeze(1) if found.shape[1] == 1 else found
+    unit = getattr(net, "heatproof_unit", partial(F.normalize, dim=-1))  # LRP's twins have a norm of their own
+
+    def run(embedding: Tensor, context: Context) -> Tensor:
+        found = (unit(embedding)[:, None] * F.normalize(context["other"], dim=-1)).sum(-1)
+        return found.squeeze(1) if found.shape[1] == 1 else found
+
+    return run
 
 
 @dataclass(eq=False)
@@ -49,8 +54,8 @@ class Dual(Model):
 
     def _towers(self) -> dict[str, list[Stage]]:
         return {
-            "image": [*self.image_stages(self.net), Stage(None, _cosine)],
-            "text": [*self.text_stages(self.net), Stage(None, _cosine)],
+            "image": [*self.image_stages(self.net), Stage(None, _cosine(self.net))],
+            "text": [*self.text_stages(self.net), Stage(None, _cosine(self.net))],
         }
 
     def _inner_sites(self) -> list[str]:
