@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -158,67 +157,62 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class FeatureAblation:
-    """Score lost while one cell of a ``cells`` x ``cells`` grid is blanked: [cells, cells], signed; cells^2 + 1 rows.
+    """Score lost while one segment is blanked, signed; a row a segment, and the untouched image.
 
-    ``text`` "token" or "word" does the same to a text, in the model's own way of removal: as many rows as units, and one.
+    Segments: ``cells`` x ``cells`` of a grid, [cells, cells], or about as many superpixels ("slic"), [H, W]. ``text`` "token"
+    or "word" does the same to a text, in the model's own way of removal: as many rows as units, and one.
     """
 
     cells: int = 7
+    segments: str = "grid"
+    compactness: float = 10.0
     baseline: str = "mean"
     text: str = "none"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        x = stacked(model, cases)
-        windows = patches(self.cells, x)
-        losses = lost(model, x, cases, blank(self.baseline, model, x), windows)
-        images = [loss.view(self.cells, self.cells) for loss in losses]
+        pictures = games.Pictures(model, cases, self.cells, self.segments, self.compactness, self.baseline)
+        images = self._losses(pictures)
         words = games.texts(model, cases, self.text)
         if words is None:
             return [Explanation(image=image) for image in images]
-        gone = [torch.cat([torch.ones(1, n).bool(), ~torch.eye(n).bool()]) for n in words.players]
-        texts = [words.paint(k, v[0] - v[1:]) for k, v in enumerate(words.values(gone))]
-        return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
+        return [Explanation(image=i, text=t) for i, t in zip(images, self._losses(words), strict=True)]
+
+    def _losses(self, game: Any) -> list[Tensor]:
+        gone = [torch.cat([torch.ones(1, n).bool(), ~torch.eye(n).bool()]) for n in game.players]
+        return [game.paint(k, v[0] - v[1:]) for k, v in enumerate(game.values(gone))]
 
 
 @dataclass(frozen=True)
 class KernelShap:
-    """Shapley values of grid cells by weighted regression (Lundberg and Lee 2017): [cells, cells], signed.
+    """Shapley values of segments by weighted regression (Lundberg and Lee 2017), signed.
 
-    ``samples`` coalitions of cells, the full and the empty one first, drawn and weighed as Captum does. Captum's
+    ``samples`` coalitions of segments, the full and the empty one first, drawn and weighed as Captum does. Captum's
     default of 25 is less than the grid's 49 players, so 200 here; no scikit-learn is needed, as Captum's regression does.
-    ``text`` "token" or "word" does the same to a text, in the model's own way of removal, each coalition forwarded once.
+    Segments: ``cells`` x ``cells`` of a grid, [cells, cells], or about as many superpixels ("slic"), [H, W]. ``text`` "token" or "word" does
+    the same to a text, in the model's own way of removal. Each different coalition is forwarded once.
     """
 
     samples: int = 200
     cells: int = 7
+    segments: str = "grid"
+    compactness: float = 10.0
     baseline: str = "mean"
     text: str = "none"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        x = stacked(model, cases)
-        start, windows = blank(self.baseline, model, x), patches(self.cells, x)
-        coalitions = [self._coalitions(self.cells**2, case.generator("kernel shap")) for case in cases]
-        scores = [torch.zeros(self.samples, dtype=torch.float64) for _ in cases]
-        for some in blocks(model, len(cases), self.samples):
-            rows = torch.stack([start[k] for k, _ in some])
-            for row, (k, j) in zip(rows, some, strict=True):
-                for here, (high, wide) in zip(coalitions[k][j].tolist(), windows, strict=True):
-                    if here:
-                        row[:, high, wide] = x[k, :, high, wide]
-            with torch.inference_mode():
-                found = model.score(rows, [cases[k] for k, _ in some]).tolist()
-            for (k, j), value in zip(some, found, strict=True):
-                scores[k][j] = value
-        values = [self._regress(c, s) for c, s in zip(coalitions, scores, strict=True)]
-        images = [v.view(self.cells, self.cells).float() for v in values]
+        pictures = games.Pictures(model, cases, self.cells, self.segments, self.compactness, self.baseline)
+        images = self._values(pictures, [case.generator("kernel shap") for case in cases])
         words = games.texts(model, cases, self.text)
         if words is None:
             return [Explanation(image=image) for image in images]
-        chances = [case.generator("kernel shap text") for case in cases]
-        asked = [self._coalitions(n, chance) for n, chance in zip(words.players, chances, strict=True)]
-        told = zip(asked, words.values(asked), strict=True)
-        texts = [words.paint(k, self._regress(c, s)) for k, (c, s) in enumerate(told)]
+        texts = self._values(words, [case.generator("kernel shap text") for case in cases])
         return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
+
+    def _values(self, game: Any, chances: Sequence[torch.Generator]) -> list[Tensor]:
+        asked = [self._coalitions(n, chance) for n, chance in zip(game.players, chances, strict=True)]
+        scores = game.values(asked)
+        found = [self._regress(c, s) for c, s in zip(asked, scores, strict=True)]
+        return [game.paint(k, values) for k, values in enumerate(found)]
 
     def _coalitions(self, players: int, chance: torch.Generator) -> Tensor:
         """[samples, players]: all, none, then sizes by the Shapley kernel and members at random."""
@@ -293,14 +287,3 @@ def blank(name: str, model: Any, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
     mean, std = (torch.tensor(v)[:, None, None].to(x) for v in (model.frame.mean, model.frame.std))
     return (-mean / std).expand_as(x).clone()
-
-
-def patches(cells: int, x: Tensor) -> list[tuple[slice, slice]]:
-    """A grid of cells over the images: the rows and columns of each, row by row.
-
-    >>> [(r.start, r.stop) for r, _ in patches(2, torch.zeros(1, 3, 5, 5))]
-    [(0, 3), (0, 3), (3, 5), (3, 5)]
-    """
-    edges = [[-(-k * side // cells) for k in range(cells + 1)] for side in x.shape[2:]]
-    spans = [[slice(a, b) for a, b in pairwise(e)] for e in edges]
-    return [(rows, columns) for rows in spans[0] for columns in spans[1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatproof import Explanation, Unsuited
+from heatproof import Explanation, Unsuited, games
 from heatproof.contract import Case
-from heatproof.errors import Refused
+from heatproof.errors import Refused, unknown
 
 TOGETHER = 96  # masks in memory at once: whole blocks of 8, 16, 24, 32 or 48 rows
 NORMALISATIONS = ("coverage", "expectation")
+Masks = Callable[[Sequence[tuple[int, int]]], list[Tensor]]  # (case, mask of it) -> [H, W] each
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Rise:
 
     ``masks`` (the paper: 4000 for VGG16, 8000 for ResNet50) of ``grid`` x ``grid`` cells (7), each kept with
     probability ``keep`` (0.5), enlarged bilinearly and shifted at random by less than a cell, times the normalised
-    pixels: what is hidden turns mean colour. ``probability``: weigh by the softmax of logits or the exponential of a
+    pixels: what is hidden turns mean colour. ``segments`` "slic" keeps whole superpixels instead, about grid^2 of them,
+    of ``compactness``. ``probability``: weigh by the softmax of logits or the exponential of a
     log-probability, as the paper does, so that a mask's weight is never negative (a cosine stays as it is); else by
     the model's own score.
     ``normalise``: "coverage" divides by the sum of the masks at each pixel, so that a constant score gives a flat map;
-    "expectation" by masks * keep, as the paper does. ``text_masks`` > 0 does the same to the words of a text, removed
-    in the model's own default way.
+    "expectation" by masks * keep, as the paper does. ``text_masks`` > 0 does the same to the ``unit``s of a text ("token" |
+    "word", whose tokens go and are scored together), removed in the model's own default way.
     """
 
     masks: int = 4000
@@ -38,7 +40,10 @@ class Rise:
     keep: float = 0.5
     normalise: str = "coverage"
     probability: bool = True
+    segments: str = "grid"
+    compactness: float = 10.0
     text_masks: int = 0
+    unit: str = "token"
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         if self.normalise not in NORMALISATIONS:
@@ -47,6 +52,8 @@ class Rise:
             )
         if cases[0].pixels.ndim != 3:
             raise Unsuited(f"{model.name} reads region features: there are no pixels to mask")
+        if self.unit not in ("token", "word"):
+            raise unknown("explainers: rise", "unit", self.unit, ("token", "word"))
         images = self._images(model, cases)
         if self.text_masks == 0 or "text.embed" not in model.sites:
             return [Explanation(image=image) for image in images]
@@ -55,9 +62,7 @@ class Rise:
     def _images(self, model: Any, cases: Sequence[Case]) -> list[Tensor]:
         pixels = model.stack(cases)
         high, wide = pixels.shape[2:]
-        cell = math.ceil(high / self.grid), math.ceil(wide / self.grid)
-        size = (self.grid + 1) * cell[0], (self.grid + 1) * cell[1]
-        draws = [self._draws(case, cell) for case in cases]
+        masked = self._cells((high, wide), cases) if self.segments == "grid" else self._pieces(model, cases)
         heats, covers = (torch.zeros(len(cases), high, wide).to(pixels) for _ in range(2))
         todo = [(k, j) for k in range(len(cases)) for j in range(self.masks)]
         many = model.rows * max(1, TOGETHER // model.rows)
@@ -66,11 +71,7 @@ class Rise:
             rows = pixels.new_empty((many, *pixels.shape[1:])).contiguous(memory_format=torch.channels_last)
             for first in range(0, len(todo), many):
                 some = todo[first : first + many]
-                kept = torch.stack([draws[k][0][j] for k, j in some])[:, None]
-                wider = F.interpolate(kept, size, mode="bilinear", align_corners=False)[:, 0]
-                corners = [(int(draws[k][1][j]), int(draws[k][2][j])) for k, j in some]
-                cut = [w[y : y + high, x : x + wide] for w, (y, x) in zip(wider, corners, strict=True)]
-                masks = [mask.to(pixels) for mask in cut]
+                masks = [mask.to(pixels) for mask in masked(some)]
                 block = rows[: len(some)]
                 for row, (k, _), mask in zip(block, some, masks, strict=True):
                     torch.mul(pixels[k], mask, out=row)
@@ -79,6 +80,29 @@ class Rise:
                     heats[k].add_(mask, alpha=score)
                     covers[k].add_(mask)
         return [self._mean(h, c, self.masks) for h, c in zip(heats, covers, strict=True)]
+
+    def _cells(self, size: tuple[int, int], cases: Sequence[Case]) -> Masks:
+        """The paper's masks: cells enlarged bilinearly, and cut out where they are shifted to."""
+        (high, wide), cell = size, tuple(math.ceil(side / self.grid) for side in size)
+        whole = (self.grid + 1) * cell[0], (self.grid + 1) * cell[1]
+        draws = [self._draws(case, cell) for case in cases]
+
+        def masked(some: Sequence[tuple[int, int]]) -> list[Tensor]:
+            kept = torch.stack([draws[k][0][j] for k, j in some])[:, None]
+            wider = F.interpolate(kept, whole, mode="bilinear", align_corners=False)[:, 0]
+            corners = [(int(draws[k][1][j]), int(draws[k][2][j])) for k, j in some]
+            return [w[y : y + high, x : x + wide] for w, (y, x) in zip(wider, corners, strict=True)]
+
+        return masked
+
+    def _pieces(self, model: Any, cases: Sequence[Case]) -> Masks:
+        """Superpixels, kept whole or not at all."""
+        cut = games.Pictures(model, cases, self.grid, self.segments, self.compactness)
+        kept = [
+            (torch.rand(self.masks, n, generator=case.generator("rise image")) < self.keep).float()
+            for case, n in zip(cases, cut.players, strict=True)
+        ]
+        return lambda some: [kept[k][j][cut.places[k]] for k, j in some]
 
     def _weights(self, model: Any, rows: Tensor, cases: Sequence[Case]) -> Tensor:
         """[B]: what each mask counts for."""
@@ -90,7 +114,7 @@ class Rise:
         chances = model.scores(rows, [replace(case, choices=()) for case in cases]).softmax(1)  # all classes
         return torch.stack([row[case.target] for row, case in zip(chances, cases, strict=True)])
 
-    def _draws(self, case: Case, cell: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _draws(self, case: Case, cell: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Which cells each mask keeps [masks, grid, grid], and how far it is shifted down and right."""
         chance = case.generator("rise image")
         kept = torch.rand(self.masks, self.grid, self.grid, generator=chance) < self.keep
@@ -100,8 +124,12 @@ class Rise:
     def _text(self, model: Any, case: Case) -> Tensor:
         """Special tokens are never removed, and get the mean score of all masks."""
         chance = case.generator("rise text")
+        words = torch.tensor(case.words)
         kept = (torch.rand(self.text_masks, len(case.words), generator=chance) < self.keep).float()
-        kept[:, torch.tensor(case.words) < 0] = 1.0
+        if self.unit == "word":
+            first = (words[None] == words[:, None]).int().argmax(1)  # the word's first token decides for all
+            kept = kept[:, first]
+        kept[:, words < 0] = 1.0
         with torch.no_grad():
             scores = model.score_text(kept, [case] * self.text_masks).cpu()
         if self.probability and model.space == "log-probability":

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from heatproof import segments
 from heatproof.contract import Case
 from heatproof.errors import Refused
 
@@ -228,7 +229,15 @@ def test_kernel_shap_of_words_comes_to_the_exact_values(
         np.testing.assert_allclose(told.text.numpy(), exact.text.numpy(), atol=4e-3)
 
 
-@pytest.mark.parametrize("use", ["lime", "shapley"])
+COUNTS: dict[str, dict[str, Any]] = {
+    "lime": {"samples": 30, "text": "token", "removal": "pad"},
+    "shapley": {"orders": 2, "text": "token", "removal": "pad"},
+    "captum_suite:KernelShap": {"samples": 30, "text": "token"},
+    "captum_suite:FeatureAblation": {"text": "token"},
+}
+
+
+@pytest.mark.parametrize("use", COUNTS)
 def test_superpixels_and_tokens_and_neighbours(
     use: str, models: Any, asked: Any, explainer: Callable[..., Any]
 ) -> None:
@@ -237,8 +246,7 @@ def test_superpixels_and_tokens_and_neighbours(
     ramp = torch.linspace(-1, 1, 32)
     picture = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32)])
     cases = [replace(case, pixels=(k + 1) / 5 * picture) for k, case in enumerate(asked(model))]
-    number = {"samples": 30} if use == "lime" else {"orders": 2}
-    made = explainer(use, cells=3, segments="slic", text="token", removal="pad", **number)
+    made = explainer(use, cells=3, segments="slic", **COUNTS[use])
 
     def answers(some: list[Case]) -> list[Any]:
         model.memo.clear()
@@ -258,7 +266,26 @@ def test_superpixels_and_tokens_and_neighbours(
             assert torch.equal(a.image, b.image)
             assert torch.equal(a.text, b.text)
     moved = made.explain(model, [replace(case, seed=1) for case in cases])
-    assert not torch.equal(moved[0].image, whole[0].image)
+    assert torch.equal(moved[0].image, whole[0].image) == use.endswith(
+        "FeatureAblation"
+    )  # nothing is drawn there
+
+
+def test_a_superpixel_is_ablated_whole(models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
+    pytest.importorskip("skimage")
+    model = models["cnn"]
+    (case,) = asked(model, 1)
+    case = replace(case, id="ramp", pixels=case.pixels * 0.2 + torch.linspace(-1, 1, case.pixels.shape[2]))
+    (told,) = explainer("captum_suite:FeatureAblation", cells=3, segments="slic").explain(model, [case])
+    places = segments.slic(case.pixels, 9, 10.0, model.frame)
+    with torch.no_grad():
+        clean = model.score(case.pixels[None], [case])
+        for one in places.unique():
+            gone = case.pixels.masked_fill(places == one, 0)
+            lost = float(clean - model.score(gone[None], [case]))
+            here = told.image[places == one]
+            assert here.unique().numel() == 1
+            assert float(here[0]) == pytest.approx(lost, abs=1e-5)
 
 
 @pytest.mark.parametrize(

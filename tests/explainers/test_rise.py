@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from heatproof import segments
 from heatproof.errors import Refused
 
 
@@ -101,6 +103,46 @@ def test_special_tokens_are_never_removed(
     word = 1
     expected = (scores * keep[:, word]).sum() / keep[:, word].sum()
     assert float(told.text[word]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_superpixels_are_kept_whole(models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
+    pytest.importorskip("skimage")
+    model, count, keep = models["cnn"], 40, 0.6
+    cases = asked(model, 3)
+    made = explainer("rise", masks=count, grid=3, keep=keep, segments="slic", probability=False)
+    whole = made.explain(model, cases)
+    for case, told in zip(cases, whole, strict=True):
+        places = segments.slic(case.pixels, 9, 10.0, model.frame)
+        kept = torch.rand(count, int(places.max()) + 1, generator=case.generator("rise image")) < keep
+        with torch.no_grad():
+            scores = model.score(torch.stack([case.pixels * row[places] for row in kept]), [case] * count)
+        for one in places.unique():
+            there = told.image[places == one]
+            assert there.unique().numel() == 1
+            assert float(there[0]) == pytest.approx(float(scores[kept[:, one]].mean()), rel=1e-4)
+    assert all(
+        torch.equal(made.explain(model, [c])[0].image, t.image) for c, t in zip(cases, whole, strict=True)
+    )
+
+
+def test_the_tokens_of_a_word_go_together(
+    models: Any, asked: Any, explainer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = models["clip"], []
+    (case,) = asked(model, 1)
+    case = replace(case, words=(-1, *(k // 2 for k in range(len(case.words) - 2)), -1))
+    scored = model.score_text
+    monkeypatch.setattr(model, "score_text", lambda keep, some: (seen.append(keep), scored(keep, some))[1])
+    (told,) = explainer("rise", masks=1, text_masks=30, unit="word").explain(model, [case])
+    keep = seen[0]
+    assert keep[:, [0, -1]].all()
+    assert torch.equal(keep[:, 1], keep[:, 2])
+    assert float(told.text[1]) == float(told.text[2])
+    assert 0 < keep[:, 1].mean() < 1
+    if len(case.words) > 4:
+        assert not torch.equal(keep[:, 1], keep[:, 3])
+    with pytest.raises(Refused, match="did you mean 'word'"):
+        explainer("rise", unit="words").explain(model, [case])
 
 
 def test_an_unknown_normalisation_is_refused(models: Any, asked: Any, explainer: Callable[..., Any]) -> None:
