@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from heatproof import Explanation, Unsuited, games
+from heatproof import Explanation, Unsuited, games, masks
 from heatproof.contract import Case
 from heatproof.errors import Refused, unknown
 
-TOGETHER = 96  # masks in memory at once: whole blocks of 8, 16, 24, 32 or 48 rows
+LAYOUT = torch.channels_last
 NORMALISATIONS = ("coverage", "expectation")
-Masks = Callable[[Sequence[tuple[int, int]]], list[Tensor]]  # (case, mask of it) -> [H, W] each
 
 
 @dataclass(frozen=True)
@@ -61,48 +58,28 @@ class Rise:
 
     def _images(self, model: Any, cases: Sequence[Case]) -> list[Tensor]:
         pixels = model.stack(cases)
-        high, wide = pixels.shape[2:]
-        masked = self._cells((high, wide), cases) if self.segments == "grid" else self._pieces(model, cases)
-        heats, covers = (torch.zeros(len(cases), high, wide).to(pixels) for _ in range(2))
+        if self.segments == "grid":
+            masked = masks.cells(cases, self.masks, self.grid, self.keep, (pixels.shape[2], pixels.shape[3]))
+        else:
+            cut = games.Pictures(model, cases, self.grid, self.segments, self.compactness)
+            masked = masks.pieces(cut, self.masks, self.keep)
+        heats, covers = (torch.zeros(len(cases), *pixels.shape[2:]).to(pixels) for _ in range(2))
         todo = [(k, j) for k in range(len(cases)) for j in range(self.masks)]
-        many = model.rows * max(1, TOGETHER // model.rows)
+        # one block for all, in the layout that nets read
+        rows = torch.empty(0)
         with torch.inference_mode():
-            # one block for all, in the layout that nets read
-            rows = pixels.new_empty((many, *pixels.shape[1:])).contiguous(memory_format=torch.channels_last)
-            for first in range(0, len(todo), many):
-                some = todo[first : first + many]
-                masks = [mask.to(pixels) for mask in masked(some)]
+            for some in games.batches(model, todo):
+                if not len(rows):
+                    rows = pixels.new_empty((len(some), *pixels.shape[1:])).contiguous(memory_format=LAYOUT)
+                shown = [mask.to(pixels) for mask in masked(some)]
                 block = rows[: len(some)]
-                for row, (k, _), mask in zip(block, some, masks, strict=True):
+                for row, (k, _), mask in zip(block, some, shown, strict=True):
                     torch.mul(pixels[k], mask, out=row)
                 scores = self._weights(model, block, [cases[k] for k, _ in some]).tolist()
-                for (k, _), mask, score in zip(some, masks, scores, strict=True):
+                for (k, _), mask, score in zip(some, shown, scores, strict=True):
                     heats[k].add_(mask, alpha=score)
                     covers[k].add_(mask)
         return [self._mean(h, c, self.masks) for h, c in zip(heats, covers, strict=True)]
-
-    def _cells(self, size: tuple[int, int], cases: Sequence[Case]) -> Masks:
-        """The paper's masks: cells enlarged bilinearly, and cut out where they are shifted to."""
-        (high, wide), cell = size, tuple(math.ceil(side / self.grid) for side in size)
-        whole = (self.grid + 1) * cell[0], (self.grid + 1) * cell[1]
-        draws = [self._draws(case, cell) for case in cases]
-
-        def masked(some: Sequence[tuple[int, int]]) -> list[Tensor]:
-            kept = torch.stack([draws[k][0][j] for k, j in some])[:, None]
-            wider = F.interpolate(kept, whole, mode="bilinear", align_corners=False)[:, 0]
-            corners = [(int(draws[k][1][j]), int(draws[k][2][j])) for k, j in some]
-            return [w[y : y + high, x : x + wide] for w, (y, x) in zip(wider, corners, strict=True)]
-
-        return masked
-
-    def _pieces(self, model: Any, cases: Sequence[Case]) -> Masks:
-        """Superpixels, kept whole or not at all."""
-        cut = games.Pictures(model, cases, self.grid, self.segments, self.compactness)
-        kept = [
-            (torch.rand(self.masks, n, generator=case.generator("rise image")) < self.keep).float()
-            for case, n in zip(cases, cut.players, strict=True)
-        ]
-        return lambda some: [kept[k][j][cut.places[k]] for k, j in some]
 
     def _weights(self, model: Any, rows: Tensor, cases: Sequence[Case]) -> Tensor:
         """[B]: what each mask counts for."""
@@ -113,13 +90,6 @@ class Rise:
             return torch.exp(model.score(rows, cases))
         chances = model.scores(rows, [replace(case, choices=()) for case in cases]).softmax(1)  # all classes
         return torch.stack([row[case.target] for row, case in zip(chances, cases, strict=True)])
-
-    def _draws(self, case: Case, cell: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Which cells each mask keeps [masks, grid, grid], and how far it is shifted down and right."""
-        chance = case.generator("rise image")
-        kept = torch.rand(self.masks, self.grid, self.grid, generator=chance) < self.keep
-        down, right = (torch.randint(0, c, (self.masks,), generator=chance) for c in cell)
-        return kept.float(), down, right
 
     def _text(self, model: Any, case: Case) -> Tensor:
         """Special tokens are never removed, and get the mean score of all masks."""

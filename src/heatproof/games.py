@@ -88,7 +88,7 @@ class Pictures:
         todo = [(k, there) for k, rows in enumerate(coalitions) for there in rows]
         found = []
         with torch.inference_mode():
-            for some in _batches(self.model, todo):
+            for some in batches(self.model, todo):
                 cases = [self.cases[k] for k, _ in some]
                 found += list(self.model.embed(self.rows(some), cases).cpu().double())
         return list(torch.stack(found).split([len(rows) for rows in coalitions]))
@@ -201,14 +201,14 @@ def _asked(
         for k, (rows, _) in enumerate(cut)
     ]
     with torch.inference_mode():
-        for some in _batches(model, todo):
+        for some in batches(model, todo):
             found = score([(k, cut[k][0][j]) for k, j in some]).tolist()
             for (k, j), value in zip(some, found, strict=True):
                 told[k][j] = value
     return [values[which] for values, (_, which) in zip(told, cut, strict=True)]
 
 
-def _batches(model: Any, todo: list[T]) -> Iterator[list[T]]:
+def batches(model: Any, todo: list[T]) -> Iterator[list[T]]:
     """As many at a time as fill whole blocks of the model's rows."""
     many = model.rows * max(1, TOGETHER // model.rows)
     for first in range(0, len(todo), many):

@@ -82,7 +82,8 @@ def unit(x: Tensor) -> Tensor:
     >>> (x * x.grad).tolist()
     [0.6000000238418579, 0.0]
     """
-    return x / x.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)  # as torch's own normalize
+    found: Tensor = x / x.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)  # as torch's own normalize
+    return found
 
 
 def edit(net: Any, epsilon: float, mixing: str) -> None:
