@@ -20,7 +20,9 @@ HEADS = ("mean", "max")
 class Attention:
     """Attention probabilities of one layer, in [0, 1]: no gradient, no target but a captioner's word.
 
-    Image: the class token's row over the patches. Text of a dual encoder: the end token's row over all tokens.
+    Image: the class token's row over the patches; without one, the mean row, which in the last layer of a tower that ends
+    in attention pooling (SigLIP) is the pooling's own. Text of a dual encoder: the row of the place that is read, for
+    CLIP the end token's, over all tokens.
     Captioner: the weights over the encoder's cells at the step that speaks the target (Xu et al. 2015).
     ``layer`` -1, the last, and the mean of the heads are what papers call "raw attention" (Chefer et al. 2021).
     """
@@ -38,11 +40,12 @@ class Attention:
         if "image.attention" not in model.sites:
             raise Unsuited(f"{model.name} has no attention; its sites are {', '.join(model.sites)}")
         seen = attention_of(model, model.site("image.attention", self.layer), cases)
-        images = [model.grid(self._pool(a[:, 0])) for a in seen]
+        images = [model.grid(self._pool(a[:, 0] if model.extra_tokens else a.mean(1))) for a in seen]
         if "text.attention" not in model.sites:
             return [Explanation(image=image) for image in images]
         read = attention_of(model, model.site("text.attention", self.layer), cases)
-        texts = [self._pool(a[:, n - 1, :n]) for a, n in zip(read, lengths(cases), strict=True)]
+        rows = zip(read, cases, lengths(cases), strict=True)
+        texts = [self._pool(a[:, model.span(case) - 1, :n]) for a, case, n in rows]
         return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
     def _pool(self, rows: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ class Chefer:
     """Chefer, Gur, Wolf 2021 (ICCV, arXiv 2103.15679), self-attention alone: gradient-weighted rollout, >= 0.
 
     R starts as the identity; layer by layer R becomes R + mean over heads of relu(gradient * attention) times R. Image:
-    the class token's row of R over the patches; text of a dual encoder: the end token's row over all tokens.
+    the class token's row of R over the patches; text of a dual encoder: the row of the place that is read, for CLIP the
+    end token's, over all tokens. A tower that ends in attention pooling (SigLIP) is read by the pooling's row, mean over
+    heads of relu(gradient * attention) times R, as they carry relevance through attention to other tokens.
     ``start_layer`` is the first layer taken, ``start_layer_text`` the text tower's; negative counts from the end, and a
     tower too low starts at its first. None is what was published: every layer for a classifier, the last alone for CLIP
     (their notebook: "start_layer = -1"), as later comparisons run it too. One forward and backward a tower.
@@ -46,9 +48,10 @@ class Chefer:
             return [Explanation(image=image) for image in images]
         start = usual if self.start_layer_text is None else self.start_layer_text
         layers, found = weighed(model, "text.attention", start, cases), []
-        for i, (image, n) in enumerate(zip(images, lengths(cases), strict=True)):
-            own = [(a[i, :, :n, :n], g[i, :, :n, :n]) for a, g in layers]
-            found.append(Explanation(image=image, text=relevance(own, reader=n - 1)))
+        for i, (image, case, n) in enumerate(zip(images, cases, lengths(cases), strict=True)):
+            size = model.span(case)
+            own = [(a[i, :, :size, :size], g[i, :, :size, :size]) for a, g in layers]
+            found.append(Explanation(image=image, text=relevance(own, reader=size - 1)[:n]))
         return found
 
 
@@ -76,15 +79,20 @@ class AttentionGradient:
             return [Explanation(image=model.grid(self._pool(a, g))) for a, g in steps]
         self_attention(model)
         ((seen, grads),) = slopes(model, [model.site("image.attention", self.layer)], cases)
-        images = [model.grid(self._pool(a[:, 0], g[:, 0])) for a, g in zip(seen, grads, strict=True)]
+        rows = slice(0, 1 if model.extra_tokens else None)  # without a class token all rows, or the pooling's
+        images = [
+            model.grid(self._pool(a[:, rows].flatten(0, 1), g[:, rows].flatten(0, 1)))
+            for a, g in zip(seen, grads, strict=True)
+        ]
         if "text.attention" not in model.sites:
             return [Explanation(image=image) for image in images]
         layer = max(self.layer, -model.sites["text.attention"])
         ((seen, grads),) = slopes(model, [model.site("text.attention", layer)], cases)
-        rows = zip(images, seen, grads, lengths(cases), strict=True)
-        return [
-            Explanation(image=i, text=self._pool(a[:, n - 1, :n], g[:, n - 1, :n])) for i, a, g, n in rows
-        ]
+        found = []
+        for image, a, g, case, n in zip(images, seen, grads, cases, lengths(cases), strict=True):
+            reader = model.span(case) - 1
+            found.append(Explanation(image=image, text=self._pool(a[:, reader, :n], g[:, reader, :n])))
+        return found
 
     def _pool(self, attention: Tensor, grad: Tensor) -> Tensor:
         """[heads, T] -> [T]."""
@@ -122,17 +130,22 @@ def slopes(model: Any, sites: Sequence[str], cases: Sequence[Case]) -> Layers:
 
 
 def lengths(cases: Sequence[Case]) -> list[int]:
-    """How many real tokens each text has; the last of them is the end token, which is read."""
+    """How many real tokens each text has."""
     return [0 if case.tokens is None else len(case.tokens) for case in cases]
 
 
 def relevance(layers: Sequence[tuple[Tensor, Tensor]], reader: int) -> Tensor:
     """[heads, T, T] of attention and gradient, lowest layer first -> the reader's row [T] of R.
 
+    A last layer [heads, 1, T] pools: it is the reader itself.
+
     >>> relevance([(torch.full((1, 2, 2), 0.5), torch.tensor([[[-1.0, 2.0], [0.0, 0.0]]]))], reader=0).tolist()
     [1.0, 1.0]
     """
     row = torch.eye(layers[0][0].shape[-1])[reader].to(layers[0][0])
+    if layers[-1][0].shape[1] < len(row):
+        attention, grad = layers[-1]
+        row, layers = (attention * grad).clamp(min=0).mean(0)[0], layers[:-1]
     for attention, grad in reversed(layers):
         row = row + row @ (attention * grad).clamp(min=0).mean(0)
     return row

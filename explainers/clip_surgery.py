@@ -45,8 +45,8 @@ class ClipSurgery:
             )
         if model.family != "dual" or "image.attention" not in model.sites or model.extra_tokens != 1:
             raise Unsuited(
-                f"CLIP Surgery compares a dual encoder's patches with a text; {model.name} is a {model.family} "
-                f"with {', '.join(model.sites)}"
+                f"CLIP Surgery reads a dual encoder's patches as its class token is read; {model.name} is a "
+                f"{model.family} with {model.extra_tokens} such tokens and {', '.join(model.sites)}"
             )
         with torch.no_grad():
             tokens = self._tokens(model, cases)

@@ -47,7 +47,7 @@ class GradEclip:
         if model.family != "dual" or "image.attention" not in model.sites or model.extra_tokens != 1:
             raise Unsuited(
                 f"Grad-ECLIP reads the class token of a dual encoder's attention; {model.name} is a {model.family} "
-                f"with {', '.join(model.sites)}"
+                f"with {model.extra_tokens} such tokens and {', '.join(model.sites)}"
             )
         images = self._tower(model, "image.attention", self.layers, cases)
         texts = self._tower(model, "text.attention", self.text_layers, cases)

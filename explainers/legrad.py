@@ -23,6 +23,10 @@ class LeGrad:
     The released wrapper's default is 2 (``layer_index=-2``); None takes all, as the paper's definition has it. A tower
     with fewer layers gives all it has. A ViT classifier's logit is read in the same way.
 
+    A tower that ends in attention pooling (SigLIP) has its tokens read by that pooling, at each layer as after the last,
+    and the gradient is at the pooling's own attention, its positive part meaned over heads (the paper's section on attentional
+    poolers); ``layers`` then counts blocks.
+
     Its text side is not defined: tokens of a causal text are not meaned. Each layer costs one pass up to it, backward
     through one block alone. Criticism: it explains the answers of middle layers, which the model was not trained to
     give, and of the attention's size it sees nothing, only its slope.
@@ -31,12 +35,17 @@ class LeGrad:
     layers: int | None = 2
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
-        if "image.attention" not in model.sites or model.extra_tokens != 1:
+        if "image.attention" not in model.sites:
             raise Unsuited(
-                f"LeGrad reads a class token by the head above the last block; {model.name} has "
-                f"{', '.join(model.sites)}"
+                f"LeGrad needs attention over the image; {model.name} has {', '.join(model.sites)}"
             )
         count = model.sites["image.attention"]
+        if not model.extra_tokens:
+            if model.sites.get("image.block") != count - 1:
+                raise Unsuited(
+                    f"LeGrad reads a class token or an attention pooling; {model.name} has neither"
+                )
+            return self._pooled(model, count - 1, cases)
         first = 0 if self.layers is None else max(0, count - self.layers)
         heats = [0 * case.pixels.new_zeros(()) for case in cases]
         for layer in range(first, count):
@@ -53,3 +62,16 @@ class LeGrad:
         score = model.above("image.last", means, cases)
         (grads,) = torch.autograd.grad(score.sum(), seen.value)
         return [grad.clamp(min=0).mean((0, 1)) for grad in grads]
+
+    def _pooled(self, model: Any, blocks: int, cases: Sequence[Case]) -> list[Explanation]:
+        """Without a class token: each layer's answer by the attention pooling, and the slope of what that looks at."""
+        first = 0 if self.layers is None else max(0, blocks - self.layers)
+        heats = [0 * case.pixels.new_zeros(()) for case in cases]
+        for layer in range(first, blocks):
+            with torch.no_grad():
+                tokens = model.upto(model.site("image.block", layer), model.stack(cases), cases)
+            with model.watch(model.site("image.attention")) as seen:
+                score = model.above("image.last", tokens, cases)
+                (grads,) = torch.autograd.grad(score.sum(), seen.value)
+            heats = [heat + grad.clamp(min=0).mean((0, 1)) for heat, grad in zip(heats, grads, strict=True)]
+        return [Explanation(image=model.grid(heat)) for heat in heats]

@@ -19,8 +19,10 @@ class Rollout:
     """The reading token's row of the product over layers of row-normalised (mean over heads + identity).
 
     Abnar and Zuidema 2020, "Quantifying attention flow in transformers" (ACL). Image: the class token's row over the
-    patches; text of a dual encoder: the end token's row over all tokens. ``start`` is the first layer taken, 0 = all
-    as in the paper. Values in [0, 1]; no target: every class of an image has the same map.
+    patches; of a tower that ends in attention pooling (SigLIP) the pooling's row, which has no residual path, times the
+    product of the layers below. Text of a dual encoder: the row of the place that is read, for CLIP the end token's,
+    over all tokens. ``start`` is the first layer taken, 0 = all as in the paper. Values in [0, 1]; no target: every
+    class of an image has the same map.
     """
 
     start: int = 0
@@ -34,8 +36,11 @@ class Rollout:
         images = [model.grid(rolled([layer[i] for layer in layers], reader=0)) for i in range(len(cases))]
         if "text.attention" not in model.sites:
             return [Explanation(image=image) for image in images]
-        layers, sizes = self._watched(model, "text.attention", cases), lengths(cases)
-        texts = [rolled([layer[i, :, :n, :n] for layer in layers], reader=n - 1) for i, n in enumerate(sizes)]
+        layers, texts = self._watched(model, "text.attention", cases), []
+        for i, (case, n) in enumerate(zip(cases, lengths(cases), strict=True)):
+            size = model.span(case)
+            own = [layer[i, :, :size, :size] for layer in layers]
+            texts.append(rolled(own, reader=size - 1)[:n])
         return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
     def _watched(self, model: Any, kind: str, cases: Sequence[Case]) -> list[Tensor]:
@@ -51,17 +56,21 @@ class Rollout:
 
 
 def lengths(cases: Sequence[Case]) -> list[int]:
-    """How many real tokens each text has; the last of them is the end token, which is read."""
+    """How many real tokens each text has."""
     return [0 if case.tokens is None else len(case.tokens) for case in cases]
 
 
 def rolled(layers: Sequence[Tensor], reader: int) -> Tensor:
     """[heads, T, T] of each layer, lowest first -> the reader's row [T] of the rolled-out attention.
 
+    A last layer [heads, 1, T] pools: it is the reader itself.
+
     >>> rolled([torch.eye(2)[None], torch.full((1, 2, 2), 0.5)], reader=0).tolist()
     [0.75, 0.25]
     """
     row = torch.eye(layers[0].shape[-1])[reader].to(layers[0])
+    if layers[-1].shape[1] < len(row):
+        row, layers = layers[-1].mean(0)[0], layers[:-1]
     for attention in reversed(layers):
         mixed = attention.mean(0) + torch.eye(attention.shape[-1]).to(attention)
         row = row @ (mixed / mixed.sum(-1, keepdim=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ OUTPUTS = ("native", "probability", "margin", "accuracy")
 
 def check(output: str, model: Model, cases: Sequence[Case]) -> None:
     """Raise Unsuited where the model's score of a case has no declared way to the output space."""
-    if output == "probability" and model.space not in ("logit", "log-probability"):
+    if output == "probability" and model.space != "logit" and alone(model) is None:
         raise Unsuited(
             f"{model.name}'s score is a {model.space}, which no declared rule turns into a probability; "
             'take output = "native"'
@@ -31,15 +31,16 @@ def score(output: str, model: Model, pixels: Tensor, cases: Sequence[Case]) -> T
 
     - "native": the model's own (logit, cosine, log-probability)
     - "probability": the exponential of a log-probability; the softmax of logits over the case's choices, or
-      over all classes where it has none
+      over all classes where it has none; the model's own ``probability`` of its score where it has one (SigLIP's
+      sigmoid of the scaled cosine and a bias, which knows no rivals)
     - "margin": the native score less that of the best rival among the choices (all classes where it has none)
     - "accuracy": 1 where the target has the highest native score of the choices, 0 where another has; 1/n where it
       shares it with n - 1 others. A mean over cases is an accuracy (zero-shot, for prompts of a dual encoder)
     """
     if output == "native":
         return model.score(pixels, cases)
-    if output == "probability" and model.space == "log-probability":
-        return model.score(pixels, cases).exp()
+    if output == "probability" and (rule := alone(model)):
+        return rule(model.score(pixels, cases))
     found = model.scores(pixels, cases)
     places = torch.tensor([_place(case) for case in cases], device=found.device)[:, None]
     if output == "probability":
@@ -49,6 +50,14 @@ def score(output: str, model: Model, pixels: Tensor, cases: Sequence[Case]) -> T
         return own - found.scatter(1, places, -torch.inf).amax(1)
     best = found == found.amax(1, keepdim=True)
     return best.gather(1, places)[:, 0].to(found) / best.sum(1)
+
+
+def alone(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """How a native score, of an image or of a text, is a probability by itself; None where it takes rivals or there is no way."""
+    if model.space == "log-probability":
+        return torch.exp
+    found: Callable[[Tensor], Tensor] | None = getattr(model, "probability", None)
+    return found
 
 
 def clean(output: str, model: Model, cases: Sequence[Case]) -> Tensor:

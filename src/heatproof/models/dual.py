@@ -18,13 +18,15 @@ from heatproof.models.base import Context, Model, Stage
 from heatproof.models.classifier import inner_sites
 from heatproof.models.words import Tokens
 
-REMOVALS = ("attention", "pad", "unknown", "mask", "delete", "embedding")
+REMOVALS = ("attention", "pad", "unknown", "mask", "delete", "zero", "embedding")
 PROMPTS = re.compile(r"label '(?P<prompt>[^']*\{\}[^']*)': (?P<labels>.+)")
 
 
 def _cosine(net: Any) -> Callable[[Tensor, Context], Tensor]:
     """Rows against the other side: [N, D] against [N, K, D], the one choice squeezed away."""
-    unit = getattr(net, "heatproof_unit", partial(F.normalize, dim=-1))  # LRP's twins have a norm of their own
+    unit = getattr(
+        net, "heatproof_unit", partial(F.normalize, dim=-1)
+    )  # LRP's twins have a norm of their own
 
     def run(embedding: Tensor, context: Context) -> Tensor:
         found = (unit(embedding)[:, None] * F.normalize(context["other"], dim=-1)).sum(-1)
@@ -41,13 +43,15 @@ class Dual(Model):
     (zero-shot classification) the prompt of the sample's label, its choices the prompts of all labels that are listed.
     A result calls a case by its caption, or by "caption k" where the data set's captions may not be published.
     ``score_text`` removes tokens by one of: "attention" (no other token sees them), "pad", "unknown" and "mask" (another
-    token stands there), "delete" (the rest closes up), "embedding" (the token embedding times ``keep``, soft).
+    token stands there), "delete" (the rest closes up), "zero" (token id 0, whatever that says: M2IB's release),
+    "embedding" (the token embedding times ``keep``, soft). A text without an end token is read where ``unended`` says.
     """
 
     image_stages: Callable[[nn.Module], list[Stage]] = field(kw_only=True)
     text_stages: Callable[[nn.Module], list[Stage]] = field(kw_only=True)
     tokenizer: Tokens = field(kw_only=True)
     text_length: int = field(kw_only=True)
+    unended: Callable[[Tensor], int] = field(kw_only=True, default=lambda ids: 0)  # ids [T] -> a position
 
     family = "dual"
     space = "cosine"
@@ -66,8 +70,7 @@ class Dual(Model):
         if tower == "image":
             size = self.frame.size
             return torch.zeros(self.rows, 3, size, size, device=self.device), {"other": other}
-        ids = torch.tensor([[self.tokenizer.bos, self.tokenizer.eos]])
-        x = self._padded([ids[0]] * self.rows)
+        x = self._padded([torch.tensor([self.tokenizer.eos])] * self.rows)
         return x.to(self.device), {
             **{k: v.to(self.device) for k, v in self._reading(x).items()},
             "other": other,
@@ -94,6 +97,13 @@ class Dual(Model):
 
     # ------------------------------------------------------------------ text
 
+    def span(self, case: Case) -> int:
+        """How many places of a text have part in its score; the last of them is the one that is read.
+
+        Here those of its tokens: padding stands behind the end token, which sees what is before it.
+        """
+        return len(_tokens(case))
+
     def _padded(self, rows: Sequence[Tensor]) -> Tensor:
         ids = torch.full((len(rows), self.text_length), self.tokenizer.pad, dtype=torch.long)
         for i, row in enumerate(rows):
@@ -111,15 +121,22 @@ class Dual(Model):
         ends = torch.tensor([len(row) - 1 for row in rows])
         there = ids.gather(1, ends[:, None])[:, 0] == self.tokenizer.eos
         context["eos"] = torch.where(there, ends, context["eos"])
+        for k, row in enumerate(rows):
+            if self.tokenizer.eos not in row:
+                context["eos"][k] = self.unended(row)
         return context
+
+    def read(self, cases: Sequence[Case]) -> tuple[Tensor, Context]:
+        """The cases' texts as padded ids [N, T], and what the stages of the text tower need beside them."""
+        rows = [_tokens(case) for case in cases]
+        ids = self._padded(rows)
+        return ids, self._ended(self._reading(ids), ids, rows)
 
     def embed_text(self, cases: Sequence[Case]) -> Tensor:
         """[N] cases -> their texts' embeddings [N, D], not normalised; from the chunk's memo."""
 
         def compute(some: list[Case]) -> Sequence[Tensor]:
-            rows = [_tokens(case) for case in some]
-            ids = self._padded(rows)
-            context = self._ended(self._reading(ids), ids, rows)
+            ids, context = self.read(some)
             with torch.no_grad():
                 return list(self._run("text", ids, some, context, 0, -1))
 
@@ -167,8 +184,8 @@ class Dual(Model):
             there = kept[: len(ids)]
             if removal == "delete":
                 ids = ids[there]
-            elif removal in ("pad", "unknown", "mask"):
-                other: int | None = getattr(self.tokenizer, removal)
+            elif removal in ("pad", "unknown", "mask", "zero"):
+                other: int | None = 0 if removal == "zero" else getattr(self.tokenizer, removal)
                 if other is None:
                     raise Unsuited(f"{self.name}'s vocabulary has no mask token; take pad, unknown or delete")
                 ids = torch.where(there, ids, torch.full_like(ids, other))
@@ -214,7 +231,7 @@ class Dual(Model):
             target=text,
             choices=tuple(prompt.format(one) for one in labels),
         )
-        case = self._about(self._worded(case, text), sample)
+        case = self._about(self._worded(case, text), sample, {label})
         return [replace(case, **asking.evidence(sample, {label}, self.frame, source))]
 
     def _ask(self, sample: Sample, k: int) -> list[Case]:
@@ -236,15 +253,17 @@ class Dual(Model):
         )
         names = dict.fromkeys(o.name for o in sample.objects)
         said = {n for word in case.spoken for n in asking.mentions(word, names)}
-        return [replace(self._about(case, sample), **asking.evidence(sample, said, self.frame, source))]
+        case = self._about(case, sample, said)
+        return [replace(case, **asking.evidence(sample, said, self.frame, source))]
 
-    def _about(self, case: Case, sample: Sample) -> Case:
-        """The case with the words marked that name a thing in the image."""
+    def _about(self, case: Case, sample: Sample, said: set[str]) -> Case:
+        """The case with the words marked that name a thing in the image, and which one."""
         if not sample.objects:
             return case
         names = dict.fromkeys(o.name for o in sample.objects)
         speaks = [bool(asking.mentions(word, names)) for word in case.spoken]
-        return replace(case, evidence_text=torch.tensor(speaks))
+        named = asking.named(sample, said, case.spoken)
+        return replace(case, evidence_text=torch.tensor(speaks), named=named)
 
     def _worded(self, case: Case, text: str) -> Case:
         ids, words, spoken = self.tokenizer(text, self.text_length)

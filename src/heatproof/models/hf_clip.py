@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from heatproof.models.attention import attend, causal, tell_sites
 from heatproof.models.base import Context, Stage
 from heatproof.models.dual import Dual
 from heatproof.models.hf_classifier import open_card, open_frame, open_net
-from heatproof.models.words import HuggingFaceTokens, read_vocabulary
+from heatproof.models.words import open_tokens
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,13 @@ class HfClip:
     rows: int = 8
 
     def load(self, name: str, device: str = "cpu") -> Dual:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
         net = open_net(CLIPModel, self.name, self.revision)
-        if Path(self.name).is_dir():
-            tokenizer = read_vocabulary(Path(self.name))
-        else:
-            tokenizer = HuggingFaceTokens(AutoTokenizer.from_pretrained(self.name, revision=self.revision))
         return clip(
             name,
             net,
-            tokenizer,
+            open_tokens(self.name, self.revision),
             frame=open_frame(self.name, self.revision),
             card=open_card(self.name),
             rows=self.rows,
@@ -73,8 +68,19 @@ def clip(
         text_stages=text_stages,
         tokenizer=tokenizer,
         text_length=net.config.text_config.max_position_embeddings,
+        unended=_highest if net.config.text_config.eos_token_id == 2 else _first,
         **settings,
     )
+
+
+def _first(ids: Tensor) -> int:
+    """Where ``transformers`` reads a text that has no end token: a search that finds nothing answers 0 ..."""
+    return 0
+
+
+def _highest(ids: Tensor) -> int:
+    """... and where the config is as old as OpenAI's on the hub, the end is taken to be the highest id."""
+    return int(ids.argmax())
 
 
 def image_stages(net: Any) -> list[Stage]:

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from heatproof.errors import Refused
+
+MARK = "\u2581"  # sentence pieces: a word begins here
+
 
 class Tokens(Protocol):
-    """A text and a length -> ids (bos and eos included), the word each belongs to (-1 = special), their texts."""
+    """A text and a length -> ids (bos and eos included where there are such), the word each belongs to (-1 = special), their texts."""
 
     bos: int
     eos: int
@@ -61,32 +65,68 @@ class WordList:
 
 
 class HuggingFaceTokens:
-    """A fast Hugging Face tokenizer (CLIP's byte-pair encoding among them)."""
+    """A Hugging Face tokenizer: byte pairs (CLIP) or sentence pieces (SigLIP's T5 and Gemma vocabularies).
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.inner = tokenizer
+    Pieces that tell a word's start by "\u2581" are counted into words by that mark; else words are what the tokenizer cut
+    before it looked for pieces. ``bos`` is None where there is none. ``lower`` lower-cases a text first.
+    """
+
+    def __init__(self, tokenizer: Any, lower: bool = False) -> None:
+        self.inner, self.lower = tokenizer, lower
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
         self.unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else self.pad
         self.mask = tokenizer.mask_token_id
 
     def __call__(self, text: str, length: int) -> tuple[list[int], list[int], list[str]]:
-        found = self.inner(text, truncation=True, max_length=length)
+        found = self.inner(text.lower() if self.lower else text, truncation=True, max_length=length)
         ids = list(found["input_ids"])
-        words = [-1 if w is None else w for w in found.word_ids()]
-        words = [-1 if i in (self.bos, self.eos) else w for i, w in zip(ids, words, strict=True)]
+        pieces = [str(piece) for piece in self.inner.convert_ids_to_tokens(ids)]
+        marked = any(piece.startswith(MARK) for piece in pieces)
+        places = started(pieces) if marked or not found.is_fast else found.word_ids()
+        words = [
+            -1 if place is None or i in (self.bos, self.eos) else place
+            for i, place in zip(ids, places, strict=True)
+        ]
         spoken = [
-            "" if w < 0 else self.inner.convert_ids_to_tokens(i).replace("</w>", "")
-            for i, w in zip(ids, words, strict=True)
+            "" if w < 0 else piece.replace("</w>", "").replace(MARK, "")
+            for piece, w in zip(pieces, words, strict=True)
         ]
         return ids, words, spoken
 
 
+def started(pieces: list[str]) -> list[int]:
+    """The word of each piece, counted by the pieces that begin one.
+
+    >>> started(["\u2581a", "\u2581ba", "ll", "</s>"])
+    [0, 1, 1, 1]
+    >>> started(["a", "\u2581ball"])
+    [0, 1]
+    """
+    starts = [piece.startswith(MARK) or not k for k, piece in enumerate(pieces)]
+    return [sum(starts[: k + 1]) - 1 for k in range(len(pieces))]
+
+
 def read_vocabulary(folder: Path) -> Tokens:
     """The tokenizer of a model folder: a Hugging Face one, or our own ``words.json``."""
-    own = folder / "words.json"
+    return open_tokens(str(folder))
+
+
+def open_tokens(name: str, revision: str | None = None, lower: bool = False) -> Tokens:
+    """The tokenizer of a model folder or hub name; Refused where it cannot be loaded."""
+    own = Path(name) / "words.json"
     if own.exists():
         return WordList(json.loads(own.read_text(encoding="utf-8")))
     from transformers import AutoTokenizer
 
-    return HuggingFaceTokens(AutoTokenizer.from_pretrained(folder))
+    try:
+        inner = AutoTokenizer.from_pretrained(name, revision=revision)
+        if inner.vocab_size <= len(inner.all_special_ids):  # what the library makes of no files at all
+            raise ValueError("there is no vocabulary")
+        return HuggingFaceTokens(inner, lower)
+    except Exception as error:  # absent files, absent libraries and no network come as many kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(
+            f"model {name!r}: its tokenizer cannot be loaded: {why}; one that is "
+            "a spiece.model alone needs pip install sentencepiece protobuf"
+        ) from error
