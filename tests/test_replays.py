@@ -12,6 +12,7 @@ from heatproof import shelf, spec
 from heatproof.progress import Silent
 from heatproof.runner import Order, run
 from heatproof.summary import summarise
+from heatproof.variants import moved
 from heatproof.words import published
 
 NAME = "papers/m2ib_confidence"
@@ -68,6 +69,30 @@ def test_the_stand_in_runs_end_to_end(found):
         {(r.sample, r.name): r.value for r in values if r.explainer == name} for name in METHODS[:2]
     )
     assert one != other  # the released map is one update younger
+
+
+def test_m2ibs_own_evaluation_stands_beside_it_as_released_and_corrected(workspace, found):
+    asked = {m.name: m.made for m in spec.read(NAME, workspace, stand_in=True).metrics}
+    assert list(asked) == ["confidence", "m2ib-eval (as released)", "m2ib-eval"]
+    assert [m.as_released for m in asked.values()] == [False, True, False]
+    numbers = {
+        name: {
+            (r.explainer, r.sample, r.name): r.value
+            for r in found.records
+            if r.metric == name and r.status == "value"
+        }
+        for name in asked
+    }
+    released, corrected = numbers["m2ib-eval (as released)"], numbers["m2ib-eval"]
+    for side in ("image", "text"):  # each quirk moves its side
+        both = [key for key in set(released) & set(corrected) if key[2] == f"{side}_drop"]
+        assert both
+        assert any(released[key] != corrected[key] for key in both)
+    # the whole map is the same measure whatever becomes of the text
+    images = {key: value for key, value in corrected.items() if key[2].startswith("image")}
+    assert images == {key: v for key, v in numbers["confidence"].items() if key[2].startswith("image")}
+    told = " ".join(moved(summarise(found).blocks[0], found.run))
+    assert "m2ib-eval.image_drop as released and corrected" in told
 
 
 def test_a_stand_in_gets_no_verdict(found):

@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mprt:SmoothMprt": {"samples": 3},
     "roar": {"shares": (0.2, 0.6), "epochs": 2},
     "roar:Kar": {"shares": (0.5,), "epochs": 2},
+    "roar_pairs": {"epochs": 2, "batch": 3},
     "robustness:Sensitivity": {"samples": 3},
 }
 WORDS = WordList(
@@ -82,7 +83,8 @@ class Slope:
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         pixels = model.stack(cases).requires_grad_()
         (grad,) = torch.autograd.grad(model.score(pixels, cases).sum(), pixels)
-        return [Explanation(image=self.by * g) for g in grad]
+        words = [None if case.tokens is None else self.by * case.tokens.float() for case in cases]
+        return [Explanation(image=self.by * g, text=w) for g, w in zip(grad, words, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,21 @@ class World:
         return self.use in ("text_deletion", "rationale")
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether the metric is of images and captions alike."""
+        return self.use in ("retrieval", "roar_pairs", "word_pointing")
+
+    @property
     def of_evidence(self) -> bool:
-        return self.use in ("correctness", "localization", "mosaic", "pointing", "segmentation", "agreement")
+        return self.use in (
+            "correctness",
+            "localization",
+            "mosaic",
+            "pointing",
+            "segmentation",
+            "agreement",
+            "word_pointing",
+        )
 
     @property
     def asks(self) -> bool:
@@ -120,7 +135,7 @@ class World:
 
     def model(self) -> Any:
         frame = Frame(self.size[0], mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
-        if self.of_text:
+        if self.of_text or self.of_pairs:
             return Dual(
                 "pair",
                 Eye(self.channels, 4, self.even),
@@ -160,17 +175,21 @@ class World:
             for k, plane in enumerate(planes)
         )
         more: dict[str, Any] = {}
-        if self.of_text:
+        if self.of_text or self.of_pairs:
             more = {"tokens": torch.tensor(ids), "words": tuple(words), "spoken": tuple(spoken)}
         elif self.use == "random_logit":
             more = {"choices": (0, 1, 2)}
+        if self.use == "word_pointing":  # the second and the fifth token name a plane each
+            more["named"] = torch.tensor([[k == 1, k == 4] for k in range(len(ids))])
         return Case(
-            f"s{i}", f"s{i}", "thing", pixels, text if self.of_text else i % 3, evidence=evidence, boxes=boxes,
+            f"s{i}", f"s{i}", "thing", pixels, text if "tokens" in more else i % 3, evidence=evidence, boxes=boxes,
             ignore=ignore, without=things, evidence_text=torch.tensor([k == 2 for k in range(len(ids))]), **more,
         )  # fmt: skip
 
     def answer(self, heat: Tensor | None, words: Tensor | None = None) -> Explanation:
         """A map for the image or, where the metric is of text, relevance for its six tokens."""
+        if self.of_pairs:
+            return Explanation(image=heat, text=words)
         return Explanation(text=words) if self.of_text else Explanation(image=heat)
 
     def maps(self, seed: int, size: tuple[int, ...] = (3, 4), count: int = 2) -> list[Explanation]:

@@ -15,6 +15,7 @@ EXCEPT = {  # metric: why a flip gives another number
     "randomisation": "random weights know left from right",
     "roar": "weights that are drawn and trained anew know left from right",
     "roar:Kar": "weights that are drawn and trained anew know left from right",
+    "roar_pairs": "weights that are trained anew know left from right",
     "robustness:Sensitivity": "the noise is drawn by place",
     "text_deletion": "a text is not turned over",
     "rationale": "a text is not turned over",
@@ -30,7 +31,7 @@ def test_a_mirrored_world_has_the_same_numbers(world, use, seed):
     here = world(use, even=True)
     metric = here.metric(**STILL.get(use, {}))
     plain = here.maps(seed)
-    mirrored = [here.answer(e.image.flip(-1)) for e in plain]
+    mirrored = [here.answer(e.image.flip(-1), e.text) for e in plain]
     if here.asks:
         plain = mirrored = here.slope()
     one = here.numbers(metric, here.cases(), plain)

@@ -21,7 +21,7 @@ SUITS = {  # metrics that ask the explainer again take its own maps, and those o
 @pytest.mark.parametrize("size", [(6, 8), (8, 6), (7, 7)])
 def test_images_of_any_shape_and_channels_have_numbers(world, use, channels, size):
     here = world(use, channels=channels, size=size)
-    if here.of_text:
+    if here.of_text or here.of_pairs:
         here = world(use, size=size)  # dual encoders read three channels
     answers = here.slope() if here.asks else here.maps(3)
     found = here.numbers(here.metric(), here.cases(), answers)
@@ -48,7 +48,7 @@ def test_a_half_precision_map_is_the_map_of_its_numbers(world, use):
 def test_a_map_of_one_channel_is_a_pooled_map(world, use):
     here = world(use)
     flat = here.maps(6)
-    deep = [here.answer(e.image[None]) for e in flat]
+    deep = [here.answer(e.image[None], e.text) for e in flat]
     one, other = (here.numbers(here.metric(), here.cases(), answers) for answers in (flat, deep))
     here.same(one, other, rel=1e-6)
 

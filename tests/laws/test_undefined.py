@@ -27,13 +27,13 @@ SUITS = {
 def test_no_map_and_a_broken_map_have_no_number_and_say_why(world, use):
     here = world(use)
     nan = torch.full((3, 4), float("nan")), torch.full((6,), float("nan"))
-    kind = "text relevance" if here.of_text else "map"
-    for answer, why in (
-        (here.answer(None), f"no {'' if here.of_text else 'image '}{kind}"),
-        (here.answer(*nan), f"NaN or infinity in the {kind}"),
+    for answer, image, text in (
+        (here.answer(None), "no image map", "no text relevance"),
+        (here.answer(*nan), "NaN or infinity in the map", "NaN or infinity in the text relevance"),
     ):
         for score in here.scores(here.metric(), here.cases(), [answer] * 2):
             for name, value in score.values.items():
+                why = text if here.of_text or name.endswith("_oc") else image  # oc: captions corrupted
                 if name.startswith("words"):  # a value of the text, which this model does not read
                     assert value.number is None
                 else:

@@ -12,12 +12,13 @@ from torch import Tensor
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Model, Score, Trial, Unsuited, Value
 from heatproof.metrics import baselines, maps, ranking, rows, spaces
+from heatproof.metrics.confidence_text import Text, above_median, untouched, upper_half
 from heatproof.metrics.maps import Undefined
-from heatproof.segments import removable
 
 OUTPUTS = ("probability", "native", "cosine")
 MASKS = {"pixel": "black", "normalised": "mean"}  # what a pixel of weight 0 becomes, a rule of baselines
 RELATIVE, ABSOLUTE = "relative", "absolute"
+HARD = ("pad", "unknown", "mask", "delete", "attention")  # how a token goes that does not fade
 NAMES = ("drop", "increase", "gain")  # of each side's values
 NO_RATIO = "the untouched score is not above 0: there is no ratio to it"
 
@@ -106,7 +107,7 @@ class Confidence:
     - ``image_drop``: what the score loses; lower is better
     - ``image_increase``: whether it rises, so that the mean is the share of cases; higher is better
     - ``image_gain``: what it gains; higher is better
-    - ``text_drop``, ``text_increase``, ``text_gain``: the same with the token embeddings times their relevance
+    - ``text_drop``, ``text_increase``, ``text_gain``: the same of the text, by ``text_mask``
 
     ``drop``: relative (the papers) | absolute (M2IB: plain differences). The unit hangs on it: relative values are
     shares, and increase is 0 or 1; absolute ones are times 100, as M2IB gives them (cosine points x 100), and increase
@@ -114,8 +115,17 @@ class Confidence:
     ``image_mask``: pixel (the photograph is multiplied: what is hidden turns black; Grad-CAM++) | normalised (the
     model's input is: it turns the mean colour; M2IB, pytorch-grad-cam, torch-cam). ``scale``: minmax | max. ``sign``:
     positive, as CAMs are rectified; "signed" with minmax hides the most negative alone. ``text_mask``: "" (no text
-    values) | embedding (``model.score_text`` with soft weights; special tokens keep weight 1, and so do, for a
-    captioner, the word that is scored and those after it).
+    values) | embedding (soft: token embeddings times their weights) | median (hard: the upper half of the tokens stays, n // 2
+    of n, tied ones by lot; the others go by ``text_removal``: pad | unknown | mask | delete | attention). Special
+    tokens stay, and so do, for a captioner, the word that is scored and those after it.
+
+    Quirks of released evaluations (M2IB, Wang et al. 2023, arXiv 2312.17174, and NIB's rerun of it), each with a switch, all of
+    them with ``as_released``. ``row0``: the first row of the enlarged and scaled map stands for all rows (no batch axis; NIB
+    has it). ``no_ends``: captions go without begin and end token, before and after, and are read where the library
+    happens to look: in a CLIP of today at the first word, which sees itself alone. Of "median": ``by_threshold``: tokens
+    strictly above the median stay, fewer than half where some are tied; ``zero_ids``: one that goes becomes token id 0,
+    CLIP's "!". Of "embedding": ``scale_with_ends``: the ends' relevance, in M2IB's maps far the largest, takes part in the
+    scaling; ``tied_words``: a token that stands twice has the product of both weights in both places.
 
     Undefined: no map, NaN in it, one that cannot be scaled (minmax: constant; max: nothing positive), a score that is
     not finite; relative drop where the untouched score is not above 0 (always so for a native log-probability), and
@@ -130,16 +140,25 @@ class Confidence:
     image_mask: str = "pixel"
     scale: str = "minmax"
     text_mask: str = ""
+    text_removal: str = "pad"
     pool: str = "sum"
     sign: str = "positive"
     upsample: str = "bilinear"
+    row0: bool = False
+    by_threshold: bool = False
+    zero_ids: bool = False
+    no_ends: bool = False
+    scale_with_ends: bool = False
+    tied_words: bool = False
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         maps.accept(self, "output", OUTPUTS)
         maps.accept(self, "drop", (RELATIVE, ABSOLUTE))
         maps.accept(self, "image_mask", tuple(MASKS))
         maps.accept(self, "scale", ("minmax", "max"))
-        maps.accept(self, "text_mask", ("", "embedding"))
+        maps.accept(self, "text_mask", ("", "embedding", "median"))
+        maps.accept(self, "text_removal", HARD)
         maps.accept(self, "pool", geometry.POOLS)
         maps.accept(self, "sign", geometry.SIGNS)
         maps.accept(self, "upsample", tuple(way for way in geometry.UPSAMPLES if way != "none"))
@@ -162,10 +181,12 @@ class Confidence:
             raise Unsuited(f"{model.name}'s score is a {model.space}, no cosine")
         spaces.check(self._output, model, [trial.case for trial in trials])
         maps.needs_pixels(trials, "multiply")
-        found = self._side("image", trials, self._image, self._image_scores)
+        shown = lambda output, model, *masked: rows.scored(output, model, zip(*masked, strict=True))
+        found = self._side("image", trials, self._image, untouched, shown)
         if self.text_mask:
-            text = self._side("text", trials, self._keep, self._text_scores)
-            found = [one | other for one, other in zip(found, text, strict=True)]
+            text = self._text
+            values = self._side("text", trials, text.keep, text.clean, text.shown)
+            found = [one | other for one, other in zip(found, values, strict=True)]
         return [Score(values) for values in found]
 
     @property
@@ -177,7 +198,8 @@ class Confidence:
         side: str,
         trials: Sequence[Trial],
         mask: Callable[[Trial], Tensor],
-        ask: Callable[[Model, list[Case], list[Tensor]], list[float]],
+        clean: Callable[[str, Model, list[Case]], list[float]],
+        ask: Callable[[str, Model, list[Case], list[Tensor]], list[float]],
     ) -> list[dict[str, Value]]:
         """The values of one side, case by case: mask what can be masked, and ask for all of it at once."""
         model, found, masked = trials[0].model, {}, {}
@@ -188,9 +210,9 @@ class Confidence:
                 found[i] = dict.fromkeys(NAMES, Value.undefined(str(why)))
         if masked:
             cases = [trials[i].case for i in masked]
-            clean = spaces.clean(self._output, model, cases).tolist()
-            shown = ask(model, cases, list(masked.values()))
-            for i, y, o in zip(masked, clean, shown, strict=True):
+            before = clean(self._output, model, cases)
+            after = ask(self._output, model, cases, list(masked.values()))
+            for i, y, o in zip(masked, before, after, strict=True):
                 found[i] = self._values(model, y, o)
         return [{f"{side}_{name}": value for name, value in found[i].items()} for i in range(len(trials))]
 
@@ -206,33 +228,26 @@ class Confidence:
             "gain": Value.of(unit * gained, f"a {model.space} has no upper bound of 1 to gain towards"),
         }
 
-    # ------------------------------------------------------------------ the image
-
     def _image(self, trial: Trial) -> Tensor:
         heat = maps.read(trial, pool=self.pool, sign=self.sign, upsample=self.upsample)
         blank = baselines.blank(MASKS[self.image_mask], trial.case, trial.model)
-        return weighted(trial.case.pixels.cpu(), blank.cpu(), scaled(heat, self.scale))
+        weight = scaled(heat, self.scale)
+        if self._released("row0"):
+            weight = weight[:1].expand_as(weight)
+        return weighted(trial.case.pixels.cpu(), blank.cpu(), weight)
 
-    def _image_scores(self, model: Model, cases: list[Case], images: list[Tensor]) -> list[float]:
-        return rows.scored(self._output, model, zip(cases, images, strict=True))
+    @property
+    def _text(self) -> Text:
+        hard = "zero" if self._released("zero_ids") else self.text_removal
+        quirks = (self._released(quirk) for quirk in ("no_ends", "scale_with_ends", "tied_words"))
+        return Text(self._weigh, "embedding" if self.text_mask == "embedding" else hard, self.sign, *quirks)
 
-    # ------------------------------------------------------------------ the text
+    def _weigh(self, relevance: Tensor, case: Case) -> Tensor:
+        if self.text_mask == "embedding":
+            return scaled(relevance, self.scale)
+        if self._released("by_threshold"):
+            return above_median(relevance)
+        return upper_half(relevance, case.generator("tied tokens"))
 
-    def _keep(self, trial: Trial) -> Tensor:
-        """The weight of each of the case's tokens, float [T]."""
-        if trial.model.family == "classifier":
-            raise Undefined("the model reads no text")
-        case, heat = trial.case, maps.text_heat(trial)
-        free = [place for group in removable(case, trial.model.family) for place in group]
-        if not free:
-            raise Undefined("no token that may be removed")
-        relevance = geometry.read(heat[free][None], sign=self.sign)[0]
-        keep = torch.ones(len(case.words))
-        keep[free] = scaled(relevance, self.scale).float()
-        return keep
-
-    def _text_scores(self, model: Model, cases: list[Case], keeps: list[Tensor]) -> list[float]:
-        keep = torch.nn.utils.rnn.pad_sequence(keeps, batch_first=True, padding_value=1.0)
-        with torch.no_grad():
-            shown = model.score_text(keep, cases, self.text_mask)
-        return [float(o) for o in (shown.exp() if self._output == "probability" else shown)]
+    def _released(self, quirk: str) -> bool:
+        return self.as_released or bool(getattr(self, quirk))

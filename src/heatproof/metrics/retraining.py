@@ -75,17 +75,39 @@ def retrained(
 ) -> dict[str, Tensor]:
     """The weights and buffers of a copy of the model's net, trained on ``images(rows)`` and ``labels`` int64 [N].
 
-    ``start``: "fresh" (see ``fresh``) | "trained" (as the model is). AdamW without decay on vectors, the rate in a line up over the first
-    tenth of the steps and down in half a cosine, cross-entropy, a fresh order each epoch, no augmentation. Every
-    draw is seeded by ``names``; the model itself stays as it is.
+    ``start``: "fresh" (see ``fresh``) | "trained" (as the model is). Cross-entropy, no augmentation; else as ``learned``.
     """
     net = copy.deepcopy(model.net)  # type: ignore[attr-defined]  # every implementation has one
     run = logits_of(model, net)
     if start == "fresh":
         fresh(net, *names, "fresh weights")
-    net.train().requires_grad_(True)
     device = next(net.parameters()).device
-    size, count = min(batch, len(labels)), len(labels)
+
+    def loss(rows: Tensor) -> Tensor:
+        x = images(rows).to(device).contiguous(memory_format=torch.channels_last)
+        return nn.functional.cross_entropy(run(x), labels[rows].to(device))
+
+    return learned(net, loss, len(labels), epochs=epochs, batch=batch, rate=rate, decay=decay, names=names)
+
+
+def learned(
+    net: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+    decay: float,
+    names: Sequence[object],
+) -> dict[str, Tensor]:
+    """The weights and buffers of ``net`` after training it, in place, on ``loss(rows)``, rows int64 of ``count``.
+
+    AdamW without decay on vectors, the rate in a line up over the first tenth of the steps and down in half a cosine, a
+    fresh order each epoch. Every draw is seeded by ``names``.
+    """
+    net.train().requires_grad_(True)
+    size = min(batch, count)
     a_round = count // size
     total = epochs * a_round
     groups = [[p for p in net.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
@@ -97,17 +119,15 @@ def retrained(
             epoch, place = divmod(step, a_round)
             if place == 0:
                 order = torch.randperm(count, generator=seeds.generator(*names, "order", epoch))
-            rows = order[place * size : (place + 1) * size]
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(step, total)
-            x = images(rows).to(device).contiguous(memory_format=torch.channels_last)
-            loss = nn.functional.cross_entropy(run(x), labels[rows].to(device))
-            if not bool(loss.isfinite()):
+            value = loss(order[place * size : (place + 1) * size])
+            if not bool(value.isfinite()):
                 raise FloatingPointError(
-                    f"training again: the loss is {float(loss.detach())} at step {step}; take a lower rate"
+                    f"training again: the loss is {float(value.detach())} at step {step}; take a lower rate"
                 )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            value.backward()
             nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             optimiser.step()
     return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}

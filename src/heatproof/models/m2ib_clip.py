@@ -23,7 +23,7 @@ class M2ibClip(HfClip):
 
     ``no_causal_mask``: every token of a text sees every other. ``projected_twice``: the text's embedding goes through
     the projection again. ``as_released`` turns both on; without any it is the true CLIP. The wrapper also reads the last
-    token whatever it is, which is the end token of a caption that nothing pads. Its image tower is CLIP's own.
+    token whatever it is, which is the end token of a caption that nothing pads, unless it was taken away. Its image tower is CLIP's own.
 
     The quirks are the model's, so that scores, metrics and every explainer meet them; the model has a hash of its own.
     No reference array of the wrapper is known: tests hold it against a slow twin of what is told of it.
@@ -54,7 +54,7 @@ def wrapped(model: Dual, *, no_causal_mask: bool = True, projected_twice: bool =
     # part of the model's hash, where the weights alone would not tell it from the true one
     net.config.m2ib_wrapper = f"no_causal_mask {no_causal_mask}, projected_twice {projected_twice}"
     stages = partial(text_stages, no_causal_mask=no_causal_mask, projected_twice=projected_twice)
-    return replace(model, text_stages=stages)
+    return replace(model, text_stages=stages, unended=lambda ids: len(ids) - 1)
 
 
 def text_stages(net: Any, *, no_causal_mask: bool, projected_twice: bool) -> list[Stage]:
