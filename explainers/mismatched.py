@@ -48,4 +48,5 @@ class Mismatched:
             words=other.words,
             spoken=other.spoken,
             evidence_text=other.evidence_text,
+            named=None,  # it is of the words that were there
         )

@@ -122,7 +122,10 @@ class Squares:
         mask[y : y + 10, x : x + 10] = True
         name = ("ball", "star")[i % 2]
         thing = Object(name, (float(x), float(y), float(x + 10), float(y + 10)), mask)
-        return Sample(f"s{i}", partial(_draw, i, mask), name, (f"a red {name} on the grass",), (thing,))
+        low = np.zeros((32, 32), bool)
+        low[29:] = True
+        grass = Object("grass", (0.0, 29.0, 32.0, 32.0), low)
+        return Sample(f"s{i}", partial(_draw, i, mask), name, (f"a red {name} on the grass",), (thing, grass))
 
 
 def _draw(i, mask):

@@ -299,13 +299,14 @@ def test_the_case_key_holds_every_tensor_and_field(families):
 
     _, cases = families["clip"]
     case = dataclasses.replace(
-        cases[0], ignore=torch.zeros(2, 2, dtype=torch.bool), evidence_text=torch.zeros(3, dtype=torch.bool)
-    )
+        cases[0], ignore=torch.zeros(2, 2, dtype=torch.bool), evidence_text=torch.zeros(3, dtype=torch.bool),
+        named=torch.zeros(3, 1, dtype=torch.bool),
+    )  # fmt: skip
     changes = {
         "id": "x", "sample": "x", "about": "x", "target": "x", "choices": ("x",), "seed": 9, "words": (9,),
         **{
             name: torch.cat([getattr(case, name).flatten(), torch.ones(1).to(getattr(case, name).dtype)])
-            for name in ("pixels", "tokens", "evidence", "boxes", "ignore", "evidence_text")
+            for name in ("pixels", "tokens", "evidence", "boxes", "ignore", "evidence_text", "named")
         },
     }  # fmt: skip
     base = keys.case_key("m", case, "d", "p")

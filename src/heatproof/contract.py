@@ -151,6 +151,7 @@ class Case:
     boxes: Tensor | None = None  # float32 [K, 4], x0 y0 x1 y1
     ignore: Tensor | None = None  # bool [H, W]
     evidence_text: Tensor | None = None  # bool [T]
+    named: Tensor | None = None  # bool [T, K]: which instance each token names
     cut: float | None = None  # share of the evidence that the model's crop cut away
     without: tuple[Without, ...] | None = None  # every thing that the data set can leave out; None: it cannot
     seed: int = 0  # the spec's seed

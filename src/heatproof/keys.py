@@ -48,7 +48,8 @@ def model_key(part: Part, model: Model, device: str) -> str:
 def case_key(model: str, case: Case, digest: str, policy: str) -> str:
     """The sample's bytes and the question: id, seed, target, choices, tokens, geometry of the evidence."""
     hashed = blake2b(digest_size=16)
-    for tensor in (case.pixels, case.tokens, case.evidence, case.boxes, case.ignore, case.evidence_text):
+    told = case.pixels, case.tokens, case.evidence, case.boxes, case.ignore, case.evidence_text, case.named
+    for tensor in told:
         if tensor is not None:
             hashed.update(str((tensor.dtype, tuple(tensor.shape))).encode())
             hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -189,6 +189,7 @@ def test_evidence_is_every_object_that_the_caption_names(asked):
     assert case.spoken == ("", "red", "balls", "next", "to", "a", "star", "")
     assert case.words == (-1, 0, 1, 2, 3, 4, 5, -1)
     assert case.evidence_text.tolist() == [s in ("balls", "star") for s in case.spoken]
+    assert case.named.tolist() == [[s == "balls", s == "star"] for s in case.spoken]
     assert [int(plane.sum()) for plane in case.evidence] == [16, 64]
     with pytest.raises(
         Refused, match=r"sample s has 2 captions: there is no caption 7 \(they count from 0\)"

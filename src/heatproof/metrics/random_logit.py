@@ -58,7 +58,7 @@ def asked_of(case: Case, choice: Any, model: Model) -> Case:
     if model.family == "dual":
         reads: Any = model
         ids, words, spoken = reads.tokenizer(choice, reads.text_length)
-        other["evidence_text"] = None  # it is of the words that were there
+        other["evidence_text"] = other["named"] = None  # they are of the words that were there
         other |= {
             "target": choice,
             "tokens": torch.tensor(ids),

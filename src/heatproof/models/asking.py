@@ -67,6 +67,13 @@ def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple
     return found
 
 
+def named(sample: Sample, names: Collection[str], spoken: Iterable[str]) -> torch.Tensor:
+    """Which plane of ``evidence`` each token names, bool [T, K]."""
+    meant = [o.name for o in sample.objects if o.name in names and not o.ignore]
+    rows = [[name in mentions(word, [name]) for name in meant] for word in spoken]
+    return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(meant))
+
+
 def _mask(thing: Object, source: tuple[int, int]) -> np.ndarray:
     """bool [H, W] of the source; the filled box of an object that has no mask."""
     if thing.mask is not None:

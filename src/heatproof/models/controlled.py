@@ -64,9 +64,8 @@ class Known(Model):
         things = THINGS[self.on]
         matter = things if names.issuperset(things) else ()  # of two that must be there, one alone is nothing
         source = case.pixels.shape[-2], case.pixels.shape[-1]
-        return replace(
-            case, **asking.evidence(sample, matter, self.frame, source), evidence_text=self._words(case)
-        )
+        told = asking.evidence(sample, matter, self.frame, source)
+        return replace(case, **told, evidence_text=self._words(case), named=None)
 
     def _words(self, case: Case) -> Tensor | None:
         """The cue, where it is read: in a captioner's sentence before the word that is scored."""
