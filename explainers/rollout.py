@@ -1,4 +1,4 @@
-"""Attention rollout: attention of all layers multiplied, each with its residual path."""
+"""Attention rollout and flow: attention of all layers multiplied, or taken as pipes, each with its residual path."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 from heatproof import Explanation, Unsuited
 from heatproof.contract import Case
+
+SCALE = 2**20  # flows are of whole numbers
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,18 @@ class Rollout:
                 f"rollout needs self-attention over the image; {model.name} has {', '.join(model.sites)}"
             )
         layers = self._watched(model, "image.attention", cases)
-        images = [model.grid(rolled([layer[i] for layer in layers], reader=0)) for i in range(len(cases))]
+        images = [model.grid(self._row([layer[i] for layer in layers], 0)) for i in range(len(cases))]
         if "text.attention" not in model.sites:
             return [Explanation(image=image) for image in images]
         layers, texts = self._watched(model, "text.attention", cases), []
         for i, (case, n) in enumerate(zip(cases, lengths(cases), strict=True)):
             size = model.span(case)
             own = [layer[i, :, :size, :size] for layer in layers]
-            texts.append(rolled(own, reader=size - 1)[:n])
+            texts.append(self._row(own, size - 1)[:n])
         return [Explanation(image=i, text=t) for i, t in zip(images, texts, strict=True)]
+
+    def _row(self, layers: Sequence[Tensor], reader: int) -> Tensor:
+        return rolled(layers, reader)
 
     def _watched(self, model: Any, kind: str, cases: Sequence[Case]) -> list[Tensor]:
         """The probabilities [N, heads, T, T] of every layer from ``start`` on, by one forward."""
@@ -53,6 +60,23 @@ class Rollout:
             else:
                 model.score(model.stack(cases), cases)
             return [watch.value for watch in seen]
+
+
+@dataclass(frozen=True)
+class Flow(Rollout):
+    """The most that can flow from the reading token down to each input token, attention being the width of the pipes.
+
+    Abnar and Zuidema 2020, attention flow: a token of one layer is joined to those of the layer below by (mean over heads +
+    identity) / 2, and a token's relevance is the maximum flow from the reader to it alone. Places, ``start`` and range are those of
+    ``rollout``. One forward, but a flow a token: 0.07 s a map for 50 tokens in 12 layers, 5 s for 197; capacities are whole
+    numbers of 2^-20. Criticism: where attention is broad nearly all can reach any token, so that maps are flat.
+    """
+
+    def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
+        return super().explain(model, cases)  # the shelf reads the verb in the class itself
+
+    def _row(self, layers: Sequence[Tensor], reader: int) -> Tensor:
+        return flowing(layers, reader)
 
 
 def lengths(cases: Sequence[Case]) -> list[int]:
@@ -75,3 +99,33 @@ def rolled(layers: Sequence[Tensor], reader: int) -> Tensor:
         mixed = attention.mean(0) + torch.eye(attention.shape[-1]).to(attention)
         row = row @ (mixed / mixed.sum(-1, keepdim=True))
     return row
+
+
+def flowing(layers: Sequence[Tensor], reader: int) -> Tensor:
+    """[heads, T, T] of each layer, lowest first -> the maximum flow from the reader above to each token below, [T].
+
+    A last layer [heads, 1, T] pools: it is the reader itself.
+
+    >>> flowing([torch.eye(2)[None], torch.full((1, 2, 2), 0.5)], reader=0).tolist()
+    [0.75, 0.25]
+    """
+    size = layers[0].shape[-1]
+    rows, columns, widths = [], [], []
+    for k, attention in enumerate(
+        layers
+    ):  # tokens of layer k are the nodes from k * size on; the inputs are layer 0
+        mixed = attention.mean(0)
+        pools = len(mixed) < size
+        mixed = mixed if pools else (mixed + torch.eye(size).to(mixed)) / 2
+        above = torch.full((1,), reader) if pools else torch.arange(size)
+        there = (mixed * SCALE).round().int().cpu()
+        rows.append((above[:, None] + (k + 1) * size).expand_as(there).flatten())
+        columns.append((torch.arange(size) + k * size).expand_as(there).flatten())
+        widths.append(there.flatten())
+    nodes = (len(layers) + 1) * size
+    pipes = [torch.cat(part).numpy() for part in (widths, rows, columns)]
+    net = csr_array((pipes[0], (pipes[1], pipes[2])), shape=(nodes, nodes))
+    source = len(layers) * size + reader
+    return torch.tensor(
+        [maximum_flow(net, source, token).flow_value / SCALE for token in range(size)]
+    ).float()

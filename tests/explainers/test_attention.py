@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 
 from heatproof.errors import Refused
 
@@ -89,6 +90,56 @@ def test_the_reading_tokens_row(name: str, models: Any, asked: Any, explainer: C
             layers = layers_of(model, case, "text")
             np.testing.assert_allclose(raw[k].text.numpy(), layers[-1].mean(0)[-1], atol=1e-5)
             np.testing.assert_allclose(rolled[k].text.numpy(), rollout(layers, -1), atol=1e-5)
+
+
+def least_cut(layers: list[np.ndarray], reader: int, token: int) -> float:
+    """The most that flows is the least that must be cut (Ford and Fulkerson): a linear program, nodes above and below."""
+    size, depth = layers[0].shape[1], len(layers)
+    nodes = (depth + 1) * size
+    pipes = [
+        ((k + 1) * size + i, k * size + j, (attention[:, i, j].mean() + (i == j)) / 2)
+        for k, attention in enumerate(layers)
+        for i in range(size)
+        for j in range(size)
+    ]
+    # variables: a cut pipe each, then a side each node; cut >= side(above) - side(below)
+    cost = [width for _, _, width in pipes] + [0.0] * nodes
+    table = np.zeros((len(pipes), len(cost)))
+    for row, (above, below, _) in enumerate(pipes):
+        table[row, row], table[row, len(pipes) + above], table[row, len(pipes) + below] = -1, 1, -1
+    bounds = [(0, None)] * len(pipes) + [(0, 1)] * nodes
+    bounds[len(pipes) + depth * size + reader], bounds[len(pipes) + token] = (1, 1), (0, 0)
+    return float(linprog(cost, table, np.zeros(len(pipes)), bounds=bounds).fun)
+
+
+def test_the_most_that_flows_is_the_least_cut(source: Any) -> None:
+    chance, module = torch.Generator().manual_seed(2), source("rollout")
+    layers = [torch.rand(2, 4, 4, generator=chance).pow(3).div(2) for _ in range(3)]
+    layers = [a / a.sum(-1, keepdim=True) for a in layers]
+    found = module.flowing(layers, reader=1)
+    expected = [least_cut([a.numpy() for a in layers], 1, token) for token in range(4)]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    rolled = module.rolled(layers, reader=1)
+    assert (found >= rolled - 1e-5).all()  # what is shared out along all pipes at once can flow
+
+
+def test_flow_of_a_pooled_tower_starts_at_the_pooling(source: Any) -> None:
+    module = source("rollout")
+    below, pool = torch.eye(3)[None], torch.tensor([[[0.5, 0.25, 0.25]]])
+    assert module.flowing([below, pool], reader=0).tolist() == [0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_flow_maps_the_patches(
+    name: str, models: Any, asked: Any, explainer: Callable[..., Any], source: Any
+) -> None:
+    model, cases = models[name], asked(models[name], 2)
+    found = explainer("rollout:Flow").explain(model, cases)
+    for case, told in zip(cases, found, strict=True):
+        flow = source("rollout").flowing([torch.from_numpy(a) for a in layers_of(model, case, "image")], 0)
+        side = told.image.shape[0]
+        np.testing.assert_allclose(told.image.flatten().numpy(), flow[1:].numpy(), atol=1e-5)
+        assert told.image.shape == (side, side)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "multi_head"])

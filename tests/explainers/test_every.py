@@ -99,6 +99,8 @@ def test_neighbours_change_nothing_and_the_model_is_left_as_found(
     [
         ("attention", {"vit", "clip", "adaptive", "multi_head"}),
         ("rollout", {"vit", "clip"}),
+        ("rollout:Flow", {"vit", "clip"}),
+        ("lrp", set(MODELS)),
         ("gradcam", set(MODELS)),
         ("m2ib", {"clip"}),
         ("rise", set(MODELS)),
