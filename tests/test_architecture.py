@@ -16,7 +16,18 @@ PACKAGE = ROOT / "src" / "heatproof"
 SHELVES = ("benchmarks", "datasets", "explainers", "recipes", "reports", "results")
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 HEAVY = {"torch", "transformers", "captum"}
-TORCH_FREE = ("records", "errors", "statistics", "summary", "words", "tables", "pictures", "plots", "report")
+TORCH_FREE = (
+    "records",
+    "errors",
+    "reducers",
+    "statistics",
+    "summary",
+    "words",
+    "tables",
+    "pictures",
+    "plots",
+    "report",
+)
 TORCH_FREE += ("regress", "results", "shelf", "readme", "stability", "variants", "detector", "exam", "lineup")
 TORCH_FREE += ("paper", "outsider")
 
@@ -131,7 +142,7 @@ def test_tables_are_redrawn_without_torch(name):
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("metrics.")])
 def test_metrics_know_no_family_and_no_explainer(name):
     known = {"contract", "errors", "geometry", "seeds", "records", "statistics", "__init__", "lrp", "metrics"}
-    known |= {"segments"}
+    known |= {"segments", "captions"}
     assert {m.split(".")[0] for m in modules(FILES[name])} <= known
 
 

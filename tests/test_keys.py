@@ -304,6 +304,7 @@ def test_the_case_key_holds_every_tensor_and_field(families):
     )  # fmt: skip
     changes = {
         "id": "x", "sample": "x", "about": "x", "target": "x", "choices": ("x",), "seed": 9, "words": (9,),
+        "references": ("x",), "things": ("x",),
         **{
             name: torch.cat([getattr(case, name).flatten(), torch.ones(1).to(getattr(case, name).dtype)])
             for name in ("pixels", "tokens", "evidence", "boxes", "ignore", "evidence_text", "named")

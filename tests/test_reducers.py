@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from heatproof import statistics
+from heatproof import reducers, statistics
 from heatproof.records import Record, read_records, write_records
-from heatproof.statistics import Numbering, compare, estimate, reduce
+from heatproof.reducers import Numbering, reduce
+from heatproof.statistics import compare, estimate
 
 THRESHOLDS = 3
 
@@ -47,7 +48,14 @@ def slow(how, table, weights):
         [sum(column) for column in zip(*(r[3][p] for r in copies), strict=True)] for p in ("num", "den")
     )
     if how == "pooled_ratio":
-        return sum(n / d if d else math.nan for n, d in zip(num, den, strict=True)) / len(num)
+        there = [n / d for n, d in zip(num, den, strict=True) if d]
+        return sum(there) / len(there) if there else math.nan
+    if how == "ratio_or_zero":
+        return sum(n / d if d else 0.0 for n, d in zip(num, den, strict=True)) / len(num)
+    if how == "bleu":
+        product = math.prod(n / d if d else 0.0 for n, d in zip(num, den, strict=True))
+        words, wanted = (sum(r[3][p] for r in copies) for p in ("words", "wanted"))
+        return product ** (1 / len(num)) * min(1.0, math.exp(1 - wanted / words))
     area, before = 0.0, 0
     for hits, hot in zip(num, den, strict=True):
         if hot:
@@ -62,9 +70,11 @@ def tables(draw, how, most=12):
     table = []
     for _ in range(draw(st.integers(1, most))):
         parts = {}
-        if how == "pooled_ratio":
+        if how in ("pooled_ratio", "ratio_or_zero", "bleu"):
             den = draw(st.lists(st.integers(0, 9), min_size=2, max_size=2))
             parts = {"num": [draw(st.integers(0, d)) for d in den], "den": den}
+            if how == "bleu":
+                parts |= {"words": draw(st.integers(1, 9)), "wanted": draw(st.integers(1, 9))}
         if how == "pooled_precision":
             rise = [draw(st.integers(0, 5)) for _ in range(2 * THRESHOLDS)]
             hits = list(itertools.accumulate(rise[:THRESHOLDS]))
@@ -75,7 +85,7 @@ def tables(draw, how, most=12):
     return table
 
 
-HOWS = ("class_mean", "pooled_ratio", "pooled_precision")
+HOWS = ("bleu", "class_mean", "pooled_ratio", "pooled_precision", "ratio_or_zero")
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -87,7 +97,7 @@ def test_weights_are_repeated_rows(how, data):
     draws = [[data.draw(st.integers(0, 3)) for _ in range(rows.samples)] for _ in range(3)]
     weights = np.array([np.ones(rows.samples), *draws], float)
     expected = [slow(how, table, row) for row in weights]
-    found = statistics.REDUCERS[how](rows, weights)
+    found = reducers.REDUCERS[how](rows, weights)
     assert found == pytest.approx(expected, nan_ok=True, abs=1e-12)
     assert reduce(how, rows) == pytest.approx(expected[0], nan_ok=True, abs=1e-12)
 
@@ -109,7 +119,7 @@ def test_the_bootstrap_is_the_reducer_under_its_weights(how):
     table = sample_table(how)
     rows = rows_of(table, how)
     weights, seeds = statistics.resampled(rows.samples, 1)
-    found = statistics.over(how, rows, weights, seeds)
+    found = reducers.over(how, rows, weights, seeds)
     for i in (0, 1, rows.samples, *range(1 + rows.samples, len(weights), 397)):
         assert found[i] == pytest.approx(slow(how, table, weights[i]), abs=1e-12)
     value, ends = estimate(how, rows)
@@ -121,8 +131,9 @@ def sample_table(how, shift=0.0):
     table = []
     for i in range(24):
         parts = {}
-        if how == "pooled_ratio":
+        if how in ("pooled_ratio", "ratio_or_zero", "bleu"):
             parts = {"num": [int(k) for k in chance.integers(1, 9, 2)], "den": [9, 12]}
+            parts |= {"words": int(chance.integers(5, 9)), "wanted": 8} if how == "bleu" else {}
         if how == "pooled_precision":
             hits = np.cumsum(chance.integers(1, 4, THRESHOLDS))
             parts = {
@@ -136,9 +147,9 @@ def sample_table(how, shift=0.0):
 
 def test_blocks_of_draws_change_nothing(monkeypatch):
     rows = rows_of(sample_table("class_mean"), "class_mean")
-    whole = statistics.over("class_mean", rows, *statistics.resampled(rows.samples, 1))
-    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 300)
-    parts = statistics.over("class_mean", rows, *statistics.resampled(rows.samples, 1))
+    whole = reducers.over("class_mean", rows, *statistics.resampled(rows.samples, 1))
+    monkeypatch.setattr(reducers, "ROWS_AT_ONCE", 300)
+    parts = reducers.over("class_mean", rows, *statistics.resampled(rows.samples, 1))
     assert parts == pytest.approx(whole, abs=1e-12)
 
 
@@ -146,7 +157,7 @@ def test_a_rare_class_counts_as_much_as_a_common_one():
     table = [("a", "cat", 1.0, {}), ("b", "cat", 1.0, {}), ("c", "cat", 1.0, {}), ("d", "dog", 0.0, {})]
     rows = rows_of(table, "class_mean")
     assert (reduce("class_mean", rows), reduce("mean", rows)) == (0.5, 0.75)
-    nobody_drew_the_dog = statistics.class_mean(rows, np.array([[2.0, 1.0, 1.0, 0.0]]))
+    nobody_drew_the_dog = reducers.class_mean(rows, np.array([[2.0, 1.0, 1.0, 0.0]]))
     assert nobody_drew_the_dog.tolist() == [1.0]
 
 
@@ -216,5 +227,5 @@ def test_lists_of_sums_survive_the_table_on_disk(tmp_path):
 
 @pytest.mark.parametrize("how", HOWS)
 def test_their_rows_are_on_the_scale_of_the_result(how):
-    assert how in statistics.CASEWISE
+    assert how in reducers.CASEWISE
     assert math.isnan(reduce(how, Numbering.of(made := records([("a", "cat", 1.0, {})])).rows(made[:0], how)))

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from heatproof import statistics
+from heatproof import reducers, statistics
 from heatproof.records import Record
-from heatproof.statistics import Numbering, Rows, compare, estimate, holm, reduce
+from heatproof.reducers import Numbering, Rows, reduce
+from heatproof.statistics import compare, estimate, holm
 
 
 def rows_of(table, how="mean", replicates=1):
@@ -71,8 +72,13 @@ def slow(how, table, weights):
     return scipy.stats.spearmanr(x, y).statistic
 
 
-ELSEWHERE = {"class_mean", "pooled_precision"}  # test_reducers.py, with the lists that they read
-HOWS = sorted(set(statistics.REDUCERS) - ELSEWHERE)
+ELSEWHERE = {
+    "bleu",
+    "class_mean",
+    "pooled_precision",
+    "ratio_or_zero",
+}  # test_reducers.py, with the lists that they read
+HOWS = sorted(set(reducers.REDUCERS) - ELSEWHERE)
 few = st.integers(0, 5).map(float)
 ROW = st.tuples(
     st.sampled_from("abcd"),
@@ -90,7 +96,7 @@ ROW = st.tuples(
 def test_weights_are_repeated_photographs(how, table, data):
     rows = rows_of(table, how)
     weights = np.array([data.draw(st.integers(0, 3)) for _ in range(rows.samples)], float)
-    found = statistics.REDUCERS[how](rows, weights[None])[0]
+    found = reducers.REDUCERS[how](rows, weights[None])[0]
     assert found == pytest.approx(slow(how, table, weights), nan_ok=True, abs=1e-12)
 
 
@@ -126,7 +132,7 @@ def test_slices_of_the_draws_change_nothing(monkeypatch):
         chance.random(30), np.arange(30) % 7, label=chance.integers(0, 2, 30), score=chance.random(30)
     )
     whole = estimate("roc_auc", rows)
-    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 300)
+    monkeypatch.setattr(reducers, "ROWS_AT_ONCE", 300)
     assert estimate("roc_auc", rows) == whole
 
 

@@ -301,7 +301,9 @@ def test_metrics_of_the_model_itself_stand_beside_the_table(tmp_path):
         if r.explainer == "lrp"
     ]
     made = replace(made, records=[*made.records, *quality])
-    assert "- the model itself, quality.accuracy: 1.000 [1.000, 1.000]" in tables.markdown(made)
+    page = tables.markdown(made)
+    assert "## The models themselves: quality" in page
+    assert f"| 1 | {made.records[0].model} | **1.000** [1.000, 1.000] |" in page
     assert (
         summarise(made).blocks[0].methods == summarise(replace(made, records=made.records)).blocks[0].methods
     )
@@ -311,7 +313,7 @@ def test_an_unknown_reducer_is_named(tmp_path):
     odd = {"deletion": [{**synthetic.MEASURES["deletion"][0], "reduce": "median"}]}
     with pytest.raises(
         ValueError,
-        match=r"deletion\.srg: no reducer is named 'median'; there are \['class_mean', 'max_by', 'mean'",
+        match=r"deletion\.srg: no reducer is named 'median'; there are \['bleu', 'class_mean', 'max_by', 'mean'",
     ):
         summarise(synthetic.make(tmp_path, models=ONE, measures=odd))
 

@@ -30,7 +30,9 @@ class Job:
     first: int = 0
     count: int = 0
     fit: int | None = None  # index of the explainer to fit
-    metric: int | None = None  # index of the metric to fit to that explainer's maps, in its place
+    metric: int | None = (
+        None  # index of the metric to fit: to that explainer's maps, in its place, or to the model alone
+    )
 
 
 @dataclass
@@ -89,15 +91,17 @@ class Bench:
         ]
 
     def fits(self) -> list[Job]:
-        """What has to be fitted before the chunks can go: explainers, then metrics to every explainer's maps."""
+        """What has to be fitted before the chunks can go: explainers, metrics to every explainer's maps, or to the model."""
         learning = [k for k, metric in enumerate(self.spec.metrics) if hasattr(metric.made, "fit")]
+        alone = [k for k in learning if checks.of_model(self.spec.metrics[k].made)]
         explainers = list(enumerate(self.spec.explainers))
         return [
             job
             for m in range(len(self.spec.models))
             for job in (
                 *(Job(m, fit=e) for e, part in explainers if hasattr(part.made, "fit")),
-                *(Job(m, fit=e, metric=k) for e, _ in explainers for k in learning),
+                *(Job(m, fit=e, metric=k) for e, _ in explainers for k in learning if k not in alone),
+                *(Job(m, metric=k) for k in alone),
             )
         ]
 
@@ -107,9 +111,9 @@ class Bench:
         answer = Answer(job)
         before = model.meter.run
         try:
-            if job.fit is not None:
-                explainer = self.spec.explainers[job.fit]
-                asked = (explainer,) if job.metric is None else (self.spec.metrics[job.metric], explainer)
+            if not job.count:
+                asked = [] if job.metric is None else [self.spec.metrics[job.metric]]
+                asked += [] if job.fit is None else [self.spec.explainers[job.fit]]
                 self._fit(model, key, answer, *asked)
             else:
                 cells.Chunk(self, model, key, answer).run()
@@ -139,9 +143,9 @@ class Bench:
             self._digests[sample.id] = sample.digest()
         return self._digests[sample.id]
 
-    def ask(self, model: Model, samples: Sequence[Sample]) -> list[list[Case]]:
-        """The cases of each sample, with the spec's seed."""
-        asked = model.ask(samples, self.policy(model))
+    def ask(self, model: Model, samples: Sequence[Sample], policy: str = "") -> list[list[Case]]:
+        """The cases of each sample, of the spec's target policy or another, with the spec's seed."""
+        asked = model.ask(samples, policy or self.policy(model))
         return [[dataclasses.replace(c, seed=self.spec.seed) for c in cases] for cases in asked]
 
     def other(self, model: Model, index: int) -> Case:
@@ -166,7 +170,12 @@ class Bench:
     def fit_name(self, part: Part, model: Model, key: str, to: Part | None = None) -> str:
         """The key of a fit; nothing is learned for it."""
         digests = [self.digest(s) for s in self._fit_samples(part)]
-        return keys.fit_key(key, part, digests, self.spec.seed, self.policy(model), to)
+        return keys.fit_key(key, part, digests, self.spec.seed, self._question(part, model), to)
+
+    def _question(self, part: Part, model: Model) -> str:
+        """What a part that learns asks of the fit split."""
+        policy = self.policy(model)
+        return checks.question(part.made, model.family, policy) if checks.of_model(part.made) else policy
 
     def fitted(
         self, part: Part, model: Model, key: str, to: Part | None = None
@@ -221,7 +230,11 @@ class Bench:
         samples = self._fit_samples(part)
         for first in range(0, len(samples), self.spec.chunk):
             yield [
-                case for cases in self.ask(model, samples[first : first + self.spec.chunk]) for case in cases
+                case
+                for cases in self.ask(
+                    model, samples[first : first + self.spec.chunk], self._question(part, model)
+                )
+                for case in cases
             ]
             model.memo.clear()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from heatproof import checks, geometry, keys
-from heatproof.contract import Case, Explanation, Refused, Score, Trial, Unsuited, explanation_name
+from heatproof.contract import Case, Explanation, Refused, Sample, Score, Trial, Unsuited, explanation_name
 from heatproof.models.base import Model
 from heatproof.models.meter import Bill, Meter
 from heatproof.records import Curve, Record
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from heatproof.bench import Answer, Bench
 
 T = TypeVar("T")
+NOBODY = Part("", "explainers", "", "model", None)  # who explains where a metric is of the model itself
 
 
 class Chunk:
@@ -35,6 +36,7 @@ class Chunk:
         self.bench, self.spec, self.model, self.model_key, self.answer = bench, bench.spec, model, key, answer
         self.part = bench.spec.models[answer.job.model]
         self.condition = checks.condition(model.net)
+        self.judges = [m for m in self.spec.metrics if not checks.of_model(m.made)]
 
     def run(self) -> None:
         first, count = self.answer.job.first, self.answer.job.count
@@ -60,8 +62,11 @@ class Chunk:
         self.shown = [c for c in self.cases if c.mask is not None and c.mask.any()][:1] if not first else []
         self.rows = {c.id: self._strip_row(c) for c in self.shown}
         for part in self.spec.explainers:
-            if self.cases:
+            if self.cases and self.judges:
                 self._explainer(part)
+        for metric in self.spec.metrics:
+            if checks.of_model(metric.made):
+                self._itself(metric, samples)
         self.answer.strip = list(self.rows.values())
 
     # ------------------------------------------------------------------ one explainer
@@ -79,30 +84,30 @@ class Chunk:
                     for case in cases:
                         self._failed(part, None, case, error)
                     return
-            if any(checks.needs_other(p.made) for p in (part, *self.spec.metrics)):
+            if any(checks.needs_other(p.made) for p in (part, *self.judges)):
                 cases = [dataclasses.replace(c, other=self._other(c)) for c in cases]
             map_keys = {c.id: self._map_key(part, c, fit_key) for c in cases}
-            learned = {m.name: self._fit_name(m, part) for m in self.spec.metrics}
+            learned = {m.name: self._fit_name(m, part) for m in self.judges}
             score_keys = {
                 (c.id, m.name): keys.score_key(map_keys[c.id], m, self._partner(m, c), learned[m.name])
                 for c in cases
-                for m in self.spec.metrics
+                for m in self.judges
             }
             stored = self.bench.scores(list(score_keys.values()))
             todo = [
                 c
                 for c in cases
-                if c.id in self.rows or any(score_keys[c.id, m.name] not in stored for m in self.spec.metrics)
+                if c.id in self.rows or any(score_keys[c.id, m.name] not in stored for m in self.judges)
             ]
             maps, costs = self._maps(part, todo, map_keys, fitted)
         except Unsuited as reason:
-            for metric in self.spec.metrics:
+            for metric in self.judges:
                 self._unsuited(part, metric, str(reason))
             return
         for case in self.shown:
             if case.id in maps:
                 self._show(part, case, maps[case.id])
-        for metric in self.spec.metrics:
+        for metric in self.judges:
             missing = [c for c in todo if c.id in maps and score_keys[c.id, metric.name] not in stored]
             found = self._scores(part, metric, missing, maps, costs)
             if found is None:
@@ -115,8 +120,8 @@ class Chunk:
                 if case.id in found:
                     self.answer.news.scores[key] = found[case.id]
 
-    def _fit_name(self, metric: Part, part: Part) -> str:
-        """The key of what a metric learned of the explainer's maps; nothing where it learns nothing."""
+    def _fit_name(self, metric: Part, part: Part | None) -> str:
+        """The key of what a metric learned, of the explainer's maps if of one's; nothing where it learns nothing."""
         if not hasattr(metric.made, "fit"):
             return ""
         return self.bench.fit_name(metric, self.model, self.model_key, part)
@@ -184,6 +189,31 @@ class Chunk:
 
     # ------------------------------------------------------------------ one metric
 
+    def _itself(self, metric: Part, samples: Sequence[Sample]) -> None:
+        """A metric of the model itself, asked once a case of the question that it puts."""
+        try:
+            policy = checks.question(metric.made, self.model.family, self.bench.policy(self.model))
+        except Unsuited as reason:
+            self._unsuited(NOBODY, metric, str(reason))
+            return
+        cases = [case for cases in self.bench.ask(self.model, samples, policy) for case in cases]
+        digests = {s.id: self.bench.digest(s) for s in samples}
+        learned = self._fit_name(metric, None)
+        names = {
+            c.id: keys.score_key(
+                keys.case_key(self.model_key, c, digests[c.sample], policy), metric, "", learned
+            )
+            for c in cases
+        }
+        stored = self.bench.scores(list(names.values()))
+        missing = [c for c in cases if names[c.id] not in stored]
+        found = self._scores(NOBODY, metric, missing, {}, {})
+        for case in cases if found is not None else ():
+            cell = stored.get(names[case.id]) or found.get(case.id)  # type: ignore[union-attr]
+            if cell is not None:
+                self._record(NOBODY, metric, case, names[case.id], cell)
+                self.answer.news.scores[names[case.id]] = cell
+
     def _scores(
         self,
         part: Part,
@@ -196,19 +226,20 @@ class Chunk:
         fitted: tuple[Any, ...] = ()
 
         def measure(some: list[Case]) -> list[Score]:
-            trials = [Trial(self.model, c, part.made, maps[c.id]) for c in some]
+            trials = [Trial(self.model, c, part.made, maps.get(c.id)) for c in some]
             with torch.inference_mode(), self._judged(metric) as spent:
                 answer = metric.made.measure(trials, *fitted)
             found = checks.scores(metric, some, answer)
             for case, score in zip(some, found, strict=True):
-                explained = costs[case.id]
+                explained = costs.get(case.id, (0.0, 0.0))  # nothing for a metric of the model itself
                 cost = spent.forward[case.id] + explained[0], spent.backward[case.id] + explained[1]
                 cells[case.id] = checks.cell(score, cost)
             return found
 
         try:
             if cases and hasattr(metric.made, "fit"):
-                fitted = (self.bench.fitted(metric, self.model, self.model_key, part)[0],)
+                to = None if part is NOBODY else part
+                fitted = (self.bench.fitted(metric, self.model, self.model_key, to)[0],)
             for _ in self._attempt(part, metric, cases, measure):
                 pass
         except Unsuited as reason:
@@ -266,7 +297,7 @@ class Chunk:
                 "traceback": "".join(traceback.format_exception(error)),
             }
         )
-        for judge in [metric] if metric else self.spec.metrics:
+        for judge in [metric] if metric else self.judges:
             cell = {
                 "values": {
                     m.name: {"value": None, "status": "failed", "reason": said} for m in judge.made.measures

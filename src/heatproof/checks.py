@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heatproof import keys
-from heatproof.contract import Case, Explanation, Refused, Score
+from heatproof.contract import Case, Explanation, Refused, Score, Unsuited
 from heatproof.spec import Part
 
 
@@ -43,6 +43,18 @@ def needs_other(made: Any) -> bool:
 def needs_more(made: Any) -> bool:
     """Whether an explainer's map depends on more than its own case: what it was fitted on, or another case."""
     return needs_other(made) or hasattr(made, "fit")
+
+
+def of_model(made: Any) -> bool:
+    """Whether a metric is of the model itself: no explainer has part in it."""
+    return hasattr(made, "asks")
+
+
+def question(made: Any, family: str, policy: str) -> str:
+    """What such a metric asks a model of a family, the spec's ``policy`` where it says no more; Unsuited for other families."""
+    if family not in made.asks:
+        raise Unsuited(f"it is of a {' or '.join(made.asks)}, and this is a {family}")
+    return made.asks[family] or policy
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -151,6 +151,8 @@ class Case:
     boxes: Tensor | None = None  # float32 [K, 4], x0 y0 x1 y1
     ignore: Tensor | None = None  # bool [H, W]
     evidence_text: Tensor | None = None  # bool [T]
+    references: tuple[str, ...] = ()  # what people said of the image
+    things: tuple[str, ...] | None = None  # names of all that is annotated in it; None: nothing is
     named: Tensor | None = None  # bool [T, K]: which instance each token names
     cut: float | None = None  # share of the evidence that the model's crop cut away
     without: tuple[Without, ...] | None = None  # every thing that the data set can leave out; None: it cannot
@@ -305,7 +307,7 @@ class Measure:
     better: str  # "higher" | "lower"
     measures: str  # faithfulness | plausibility | robustness | sanity | complexity | quality
     unit: str = ""
-    reduce: str = "mean"  # a name in heatproof.statistics.REDUCERS
+    reduce: str = "mean"  # a name in heatproof.reducers.REDUCERS
 
 
 @runtime_checkable

@@ -55,7 +55,17 @@ def case_key(model: str, case: Case, digest: str, policy: str) -> str:
             hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         hashed.update(b"|")
     about = (case.id, case.sample, case.about, case.seed, str(case.target), str(case.choices))
-    return seal("case", model, digest, policy, *about, list(case.words), hashed.hexdigest())
+    return seal(
+        "case",
+        model,
+        digest,
+        policy,
+        *about,
+        list(case.words),
+        case.references,
+        case.things,
+        hashed.hexdigest(),
+    )
 
 
 def map_key(case: str, part: Part, fitted: str = "", other: str = "") -> str:

@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from heatproof import provenance, runner, stability, statistics
+from heatproof import provenance, reducers, runner, stability
 from heatproof.bench import Bench
 from heatproof.contract import Case, Measure, Score, Trial
 from heatproof.errors import Refused, unknown
 from heatproof.fields import fits, readable, typed
 from heatproof.progress import Progress
 from heatproof.records import Record, write_whole
+from heatproof.reducers import Numbering
 from heatproof.runner import Order
 from heatproof.spec import Part, Spec
-from heatproof.statistics import Numbering
 
 # What may be chosen otherwise, for every metric that has a setting of the name (PITFALLS of the field: baseline, sign, pooling,
 # enlarging and output space each change rankings). "ties" is for all: another random order of tied pixels.
@@ -167,6 +167,6 @@ def _cells(
     for (model, name, explainer), some in groups.items():
         if (model, explainer) in suited and (model, name) in open_:
             cases = [r for r in some if r.case]
-            value = statistics.reduce(how, Numbering.of(cases).rows(cases, how)) if cases else float("nan")
+            value = reducers.reduce(how, Numbering.of(cases).rows(cases, how)) if cases else float("nan")
             found.append(stability.Cell(model, place[name], explainer, value))
     return found

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from heatproof import checks
 from heatproof.bench import Bench, Job
 from heatproof.errors import Refused
 from heatproof.runner import Order
@@ -30,6 +31,7 @@ def _measured(order: Order) -> str:
         learning = [
             m.name for m in asked.metrics if hasattr(m.made, "fit")
         ]  # they train models: that is to start
+        alone = [m.name for m in asked.metrics if checks.of_model(m.made)]
         plain = tuple(m for m in asked.metrics if m.name not in learning)
         bench = Bench(replace(asked, metrics=plain), path, order.device, order.limit)
         for job in bench.fits():
@@ -55,7 +57,10 @@ def _measured(order: Order) -> str:
         bench.store.close()
     fits = len(asked.models) * len(asked.explainers)
     lines += [
-        f"  {name} is fitted to each explainer's maps first: {fits} fits, not measured" for name in learning
+        f"  {name} is fitted to each model first, not measured"
+        if name in alone
+        else f"  {name} is fitted to each explainer's maps first: {fits} fits, not measured"
+        for name in learning
     ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     head = (

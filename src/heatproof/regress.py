@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from heatproof import statistics
+from heatproof import reducers, statistics
 from heatproof.errors import listed
 from heatproof.records import Record, Result
-from heatproof.statistics import Numbering
+from heatproof.reducers import Numbering
 from heatproof.summary import Key, named, reducer
 
 TOLERANCE = (
@@ -134,7 +134,7 @@ def _moved(
     how = reducer(run, place[2])
     numbering = Numbering.of([*then, *now])
     before, after = (numbering.rows(records, how) for records in (then, now))
-    old, new = statistics.reduce(how, before), statistics.reduce(how, after)
+    old, new = reducers.reduce(how, before), reducers.reduce(how, after)
     ends = statistics.difference(how, after, before)
     digits = _digits(new - old)
     low, high = (f"{end:+.{digits}f}" for end in (ends.low, ends.high))
@@ -243,6 +243,6 @@ def _headline(result: Result) -> dict[str, dict[str, dict[str, float | None]]]:
     for model, explainer, key in sorted(cells):
         how = reducer(result.run, key)
         records = [r for r in cells[model, explainer, key].values() if r.case]
-        value = statistics.reduce(how, Numbering.of(records).rows(records, how))
+        value = reducers.reduce(how, Numbering.of(records).rows(records, how))
         out[model][explainer][".".join(key)] = None if math.isnan(value) else value
     return {model: dict(rows) for model, rows in out.items()}

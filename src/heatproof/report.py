@@ -66,7 +66,9 @@ def html(result: Result | Summary) -> str:
         suspects=_suspects(summary),
         reasons=_reasons(summary),
         unsuited=_unsuited(summary),
-        blocks=[_block(summary, block) for block in summary.blocks],
+        models=tables.of_models(summary),
+        told=[words.of_models(column) for column in summary.models],
+        blocks=[_block(summary, block) for block in summary.blocks if block.columns],
         marks=words.MARKS,
         curves=_curve_charts(summary, palette),
         palette=palette,
@@ -279,7 +281,6 @@ def _block(summary: Summary, block: Block) -> dict[str, Any]:
         "metrics": [(name, len(columns)) for name, columns in _runs(block.columns)],
         "headline": block.headline,
         "remarks": words.remarks(summary, block),
-        "itself": [(c.name, c.full("")) for c in block.itself if c.valued([""])],
         "published": words.published(summary, block),
     }
 

@@ -60,7 +60,7 @@ def answers(
             for jobs in (bench.fits(), bench.jobs()):
                 for answer in pool.run(jobs) if pool else executors.serial(bench, jobs):
                     store.add(answer.news)
-                    if answer.job.fit is None:
+                    if answer.job.count:
                         found.append(answer)
                         bar.done(answer)
     finally:

@@ -1,7 +1,7 @@
 """A result as tables, plots, report and regression check read it: blocks of columns of cells. No torch here.
 
-A block is one model, a column one named value of one metric, a cell one explainer in that column. Every
-number, interval, tie and flag that any of them prints is made here, once.
+A block is one model, a column one named value of one metric, a cell one explainer in that column (or one model, of a metric
+of models). Every number, interval, tie and flag that any of them prints is made here, once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from heatproof import statistics
+from heatproof import reducers, statistics
 from heatproof.records import Record, Result
-from heatproof.statistics import ALPHA, Comparison, Numbering, Rows
+from heatproof.reducers import Numbering, Rows
+from heatproof.statistics import ALPHA, Comparison
 
 ANNOTATING = ("oracle", "blurred", "shuffled")  # controls that know the mask or a map: no blind ones
 COPIES = ("blurred", "shuffled")  # of a method's own map
@@ -27,10 +28,9 @@ Key = tuple[str, str]  # metric, name
 class Cell:
     """One explainer in one column: the number, or why there is none.
 
-    ``gap`` is the column's leader minus this cell on the cases that both define, ``p`` its sign-flip p
-    value adjusted (Holm) for all comparisons of the column. ``worst`` is the value with undefined cases
-    counted at the column's worst case. ``rivals``: a method minus its own map
-    blurred and shuffled, and the typical (median) method minus random maps, p unadjusted.
+    ``gap`` is the column's leader minus this cell on the cases that both define, ``p`` its sign-flip p value adjusted (Holm)
+    for all comparisons of the column. ``worst`` is the value with undefined cases counted at the column's worst case.
+    ``rivals``: a method minus its own map blurred and shuffled, and the typical (median) method minus random maps, p unadjusted.
     """
 
     value: float | None
@@ -174,14 +174,11 @@ class Block:
     methods: tuple[str, ...]
     controls: tuple[str, ...]
     absent: tuple[tuple[str, str], ...]  # columns beyond the headline that suit no explainer here, and why
-    itself: tuple[Column, ...]  # metrics of the model itself; their one cell is named ""
     cost: Mapping[str, tuple[float, float]]  # mean forwards and backwards a case, of the first headline
 
     def by_metric(self, columns: Iterable[Column] | None = None) -> dict[str, list[Column]]:
-        groups: dict[str, list[Column]] = defaultdict(list)
-        for column in self.columns if columns is None else columns:
-            groups[column.key[0]].append(column)
-        return dict(groups)
+        some = list(self.columns if columns is None else columns)
+        return {name: [c for c in some if c.key[0] == name] for name in dict.fromkeys(c.key[0] for c in some)}
 
 
 @dataclass(frozen=True)
@@ -190,6 +187,7 @@ class Summary:
 
     result: Result
     blocks: tuple[Block, ...]
+    models: tuple[Column, ...]  # metrics of the models themselves, a cell a model
     images: int
     cases: int
     values: int
@@ -198,7 +196,6 @@ class Summary:
 
     @property
     def run(self) -> Mapping[str, Any]:
-        """The parsed run.json."""
         return self.result.run
 
     def part(self, shelf: str, name: str) -> Mapping[str, Any]:
@@ -224,6 +221,7 @@ def summarise(result: Result | Summary) -> Summary:
     return Summary(
         result,
         tuple(_block(model, by_model[model], result.run) for model in order),
+        _models(result.records, order, result.run),
         images=len({r.sample for r in asked}),
         cases=len({(r.model, r.case) for r in asked}),
         values=len(asked),
@@ -244,22 +242,20 @@ def measures(run: Mapping[str, Any]) -> dict[Key, Mapping[str, Any]]:
 def reducer(run: Mapping[str, Any], key: Key) -> str:
     """The reducer that run.json names for a column, or a ValueError with the ones there are."""
     how = str(measures(run).get(key, {}).get("reduce", "mean"))
-    if how not in statistics.REDUCERS:
-        known = sorted(statistics.REDUCERS)
-        raise ValueError(f"{'.'.join(key)}: no reducer is named {how!r}; there are {known}")
+    if how not in reducers.REDUCERS:
+        raise ValueError(
+            f"{'.'.join(key)}: no reducer is named {how!r}; there are {sorted(reducers.REDUCERS)}"
+        )
     return how
 
 
 def _block(model: str, records: Sequence[Record], run: Mapping[str, Any]) -> Block:
     numbering = Numbering.of(records)
     table: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    itself: dict[Key, list[Record]] = defaultdict(list)
     roles: dict[str, str] = {}
     for row in records:
         key = (row.metric, row.name)
-        if row.role == "model":
-            itself[key].append(row)
-        else:
+        if row.role != "model":  # those of the model itself are told beside the other models'
             table[key][row.explainer].append(row)
             roles[row.explainer] = row.role
     declared = measures(run)
@@ -288,12 +284,19 @@ def _block(model: str, records: Sequence[Record], run: Mapping[str, Any]) -> Blo
         tuple(first.ranked(methods)) if first else methods,
         tuple(first.ranked(controls)) if first else controls,
         tuple((".".join(key), why) for key, why in absent.items()),
-        tuple(
-            _column(key, declared.get(key, {}), {"": rows}, (), (), numbering, run)
-            for key, rows in itself.items()
-        ),
         {e: _cost(rows) for e, rows in table[keys[0]].items() if rows[0].case} if keys else {},
     )
+
+
+def _models(records: Sequence[Record], order: Sequence[str], run: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of metrics of the models themselves, a cell a model, photograph by photograph."""
+    rows = [r for r in records if r.role == "model"]
+    table: dict[Key, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        table[row.metric, row.name][row.model].append(row)
+    numbering, models = Numbering.of(rows), tuple(m for m in order if any(m in t for t in table.values()))
+    told = {key: measures(run).get(key, {}) for key in [*measures(run), *table] if key in table}
+    return tuple(_column(key, told[key], table[key], models, (), numbering, run) for key in told)
 
 
 def annotating(control: str, run: Mapping[str, Any]) -> bool:
@@ -314,8 +317,8 @@ def _absent(cells: Mapping[str, Sequence[Record]]) -> str:
     return "" if suited else Counter(r.reason for r in rows).most_common(1)[0][0]
 
 
-def _cost(records: Sequence[Record]) -> tuple[float, float]:
-    return sum(r.forwards for r in records) / len(records), sum(r.backwards for r in records) / len(records)
+def _cost(rows: Sequence[Record]) -> tuple[float, float]:
+    return sum(r.forwards for r in rows) / len(rows), sum(r.backwards for r in rows) / len(rows)
 
 
 def _column(
@@ -333,7 +336,7 @@ def _column(
     draft = Column(key, measure, plain, methods, blind)
     gaps = _gaps(how, draft, rows)
     values = [float(v) for r in rows.values() if len(r) for v in (r.value.min(), r.value.max())]
-    if how not in statistics.CASEWISE:
+    if how not in reducers.CASEWISE:
         values = [c.value for c in plain.values() if c.value is not None]
     floor = min(values, key=lambda v: draft.sign * v, default=math.nan)
     rivals = _rivals(how, draft, rows, run)

@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from heatproof import detector, words
@@ -71,32 +70,60 @@ def grids(summary: Summary, block: Block) -> list[Grid]:
     return out + [grid(summary, block, columns, metric) for metric, columns in rest.items()]
 
 
+def of_models(summary: Summary) -> list[Grid]:
+    """What the models do themselves, metric by metric: a line a model, in the order of the spec."""
+    groups: dict[str, list[Column]] = {}
+    for column in summary.models:
+        groups.setdefault(column.key[0], []).append(column)
+    out = []
+    for metric, columns in groups.items():
+        foot = Feet()
+        lines = [
+            Line(name, "method", place, tuple(_entry(c, name, foot) for c in columns))
+            for place, name in enumerate(columns[0].methods, 1)
+        ]
+        out.append(Grid(metric, tuple(columns), tuple(lines), foot.told))
+    return out
+
+
 def grid(summary: Summary, block: Block, columns: Sequence[Column], title: str) -> Grid:
     """These columns of a block as one table."""
-    feet: dict[str, str] = {}
-    letters = map(_letters, count())
-
-    def foot(text: str) -> str:
-        if text not in feet:
-            feet[text] = next(letters)
-        return feet[text]
-
-    def entry(column: Column, name: str) -> Entry:
-        cell = column.cells.get(name)
-        if cell is None or cell.value is None:
-            return Entry("–", foot=foot(f"{name}: {cell.why if cell else 'not run'}"))
-        lost = [f"{n} {what}" for n, what in ((cell.undefined, "undefined"), (cell.failed, "failed")) if n]
-        return Entry(column.text(cell.value), column.spread(name), _mark(column, name), ", ".join(lost))
-
+    foot = Feet()
     lines = []
     for place, name in enumerate((*block.methods, *block.controls), 1):
         control = name in block.controls
         group = "method" if not control else "knowing" if annotating(name, summary.run) else "blind"
         spent = " + ".join(f"{n:.4g}" for n in block.cost.get(name, ()))
-        entries = tuple(entry(column, name) for column in columns)
+        entries = tuple(_entry(column, name, foot) for column in columns)
         lines.append(Line(name, group, 0 if control else place, entries, spent))
     lines.sort(key=lambda line: list(GROUPS).index(line.group))
-    return Grid(title, tuple(columns), tuple(lines), tuple((letter, text) for text, letter in feet.items()))
+    return Grid(title, tuple(columns), tuple(lines), foot.told)
+
+
+class Feet:
+    """Footnotes by letter; cells with one reason share a note, which names who they are of."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+
+    def __call__(self, name: str, why: str) -> str:
+        names = self.names.setdefault(why, [])
+        if name not in names:
+            names.append(name)
+        return _letters(list(self.names).index(why))
+
+    @property
+    def told(self) -> tuple[tuple[str, str], ...]:
+        said = enumerate(self.names.items())
+        return tuple((_letters(k), f"{', '.join(names)}: {why}") for k, (why, names) in said)
+
+
+def _entry(column: Column, name: str, foot: Feet) -> Entry:
+    cell = column.cells.get(name)
+    if cell is None or cell.value is None:
+        return Entry("–", foot=foot(name, cell.why if cell else "not run"))
+    lost = [f"{n} {what}" for n, what in ((cell.undefined, "undefined"), (cell.failed, "failed")) if n]
+    return Entry(column.text(cell.value), column.spread(name), _mark(column, name), ", ".join(lost))
 
 
 def _letters(n: int) -> str:
@@ -118,12 +145,13 @@ def markdown(result: Result | Summary) -> str:
     kind, claim = words.badge(summary.run)
     out = [f"# {summary.run.get('title', summary.result.name)}", "", f"**{kind}**: {claim}.", ""]
     out += [words.counts(summary) + ".", ""]
-    for block in summary.blocks:
+    for table in of_models(summary):
+        out += [f"## The models themselves: {table.title}", "", *markdown_grid(table, "model"), ""]
+    for block in (b for b in summary.blocks if b.columns):
         out += [f"## {block.model} ({block.family})", "", words.sentence(block), ""]
         for table in grids(summary, block):
             out += [f"### {table.title}", "", *markdown_grid(table), ""]
         out += [f"- {remark}" for remark in words.remarks(summary, block)]
-        out += [f"- the model itself, {c.name}: {c.full('')}" for c in block.itself if c.valued([""])]
         rows = words.published(summary, block)
         if rows:
             out += ["", "### published", "", *_markdown_published(rows)]
@@ -137,9 +165,9 @@ def _markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def markdown_grid(table: Grid) -> list[str]:
+def markdown_grid(table: Grid, what: str = "explainer") -> list[str]:
     """One table as lines of Markdown, its footnotes below."""
-    rows = [_markdown_row(["#", "explainer", *table.heads, "forwards + backwards"])]
+    rows = [_markdown_row(["#", what, *table.heads, "forwards + backwards"])]
     rows += ["|" + "---|" * (len(table.heads) + 3)]
     group = "method"
     for line in table.lines:
@@ -185,17 +213,21 @@ def sheet(result: Result | Summary) -> str:
             for name in (e for e in order if e in column.cells):
                 role = "control" if name in block.controls else "method"
                 rank = block.methods.index(name) + 1 if role == "method" else ""
-                rows.writerow(_sheet_row(block, column, name, role, rank))
-        for column in block.itself:
-            rows.writerow(_sheet_row(block, column, "", "model", ""))
+                rows.writerow(_sheet_row(block.model, block.family, column, name, role, rank))
+    family = {b.model: b.family for b in summary.blocks}
+    for column in summary.models:
+        for place, model in enumerate(column.ranked(column.cells), 1):
+            rows.writerow(_sheet_row(model, family.get(model, ""), column, model, "model", place))
     return out.getvalue()
 
 
-def _sheet_row(block: Block, column: Column, name: str, role: str, rank: int | str) -> list[object]:
+def _sheet_row(
+    model: str, family: str, column: Column, name: str, role: str, rank: int | str
+) -> list[object]:
     cell, m = column.cells[name], column.measure
     gap = (cell.gap.difference, cell.gap.interval.low, cell.gap.interval.high) if cell.gap else [None] * 3
     return [
-        *(block.model, block.family, name, role, rank, column.name),
+        *(model, family, "" if role == "model" else name, role, rank, column.name),
         *(m.get(field, "") for field in ("better", "measures", "unit", "reduce")),
         *map(_six, (cell.value, cell.low, cell.high)),
         *(cell.cases, cell.images, cell.undefined, cell.failed, _six(cell.worst)),
@@ -219,6 +251,8 @@ def latex(result: Result | Summary) -> str:
     summary = summarise(result)
     kind, claim = words.badge(summary.run)
     out = [f"% {summary.run.get('title', summary.result.name)}; {kind}: {claim}"]
+    for table in of_models(summary):
+        out += ["", *latex_grid(table, None, f"{kind}: {claim}", ())]
     for block in summary.blocks:
         for table in grids(summary, block):
             told = words.remarks(summary, block, table.columns)
@@ -226,7 +260,7 @@ def latex(result: Result | Summary) -> str:
     return "\n".join(out) + "\n"
 
 
-def latex_grid(table: Grid, block: Block, claim: str, told: Sequence[str]) -> list[str]:
+def latex_grid(table: Grid, block: Block | None, claim: str, told: Sequence[str]) -> list[str]:
     """One table as lines of LaTeX, what must be read with it in the caption."""
     out = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}", r"\hline"]
     out += [" & ".join(h.translate(TEX) for h in ("", *table.heads)) + r" \\", r"\hline"]
@@ -239,8 +273,9 @@ def latex_grid(table: Grid, block: Block, claim: str, told: Sequence[str]) -> li
     feet = " ".join(
         [*(f"({letter}) {text}." for letter, text in table.feet), *(f"{remark}." for remark in told)]
     )
-    caption = f"{block.model}, {table.title}: {block.images} images, {block.cases} cases; {claim}. {words.MARKS}. {feet}"
-    label = f"tab:{block.model}-{table.title}"
+    of = f"{block.model}, {table.title}: {block.images} images, {block.cases} cases" if block else table.title
+    caption = f"{of}; {claim}. {words.MARKS}. {feet}"
+    label = f"tab:{block.model if block else 'models'}-{table.title}"
     return [
         *out, r"\hline", r"\end{tabular}", rf"\caption{{{caption.strip().translate(TEX)}}}",
         rf"\label{{{label}}}", r"\end{table}",
@@ -265,7 +300,10 @@ def terminal(result: Result | Summary) -> str:
     summary = summarise(result)
     kind, claim = words.badge(summary.run)
     out = [str(summary.run.get("title", summary.result.name)), f"{kind}: {claim}", words.counts(summary)]
-    for block in summary.blocks:
+    for table in of_models(summary):
+        out += ["", f"The models themselves: {table.title}", "", *terminal_grid(table, "model")]
+        out += [f"  ({letter}) {text}" for letter, text in table.feet]
+    for block in (b for b in summary.blocks if b.columns):
         table = grid(summary, block, block.columns[: block.headline], "headline")
         out += ["", words.sentence(block), "", *terminal_grid(table)]
         out += [f"  ({letter}) {text}" for letter, text in table.feet]
@@ -273,10 +311,10 @@ def terminal(result: Result | Summary) -> str:
     return "\n".join(out) + "\n"
 
 
-def terminal_grid(table: Grid) -> list[str]:
+def terminal_grid(table: Grid, what: str = "explainer") -> list[str]:
     """One table as lines of plain text."""
     signs = {"best": "*", "tied": "≈", "flag": "⚑"}
-    body = [["", "explainer", *table.heads]]
+    body = [["", what, *table.heads]]
     for line in table.lines:
         cells = [
             " ".join(

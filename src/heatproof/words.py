@@ -75,6 +75,19 @@ def sentence(block: Block, column: Column | None = None) -> str:
     return f"{where}{text}; the best control, {column.control}, reaches {reach}{after}."
 
 
+def of_models(column: Column) -> str:
+    """What a column of the models themselves says: who leads, and from whom it cannot be told."""
+    leader = column.leader
+    if leader is None:
+        why = next((c.why for c in column.cells.values()), "not run")
+        return f"No model has a value for {column.name}: {why}."
+    if not column.tied:
+        others = len(column.valued(column.methods)) > 1
+        return f"{leader} {'leads' if others else 'has'} {column.name} ({column.full(leader)})."
+    few = " (the photographs are too few for any difference to be significant)" if column.powerless else ""
+    return f"In {column.name} {leader} ({column.full(leader)}) cannot be told apart from {listed(column.tied)}{few}."
+
+
 def _doubt(column: Column, suspect: Sequence[str], lead: str) -> str:
     control, *others = suspect
     reached = column.full(control)
@@ -116,6 +129,8 @@ def headline(summary: Summary) -> str:
 
     The same statements as ``sentence`` makes for each, models that say the same thing taken together.
     """
+    if summary.models and not any(b.columns for b in summary.blocks):
+        return of_models(summary.models[0])
     if len(summary.blocks) == 1:
         return sentence(summary.blocks[0])
     name = next((b.columns[0].name for b in summary.blocks if b.columns), "")

@@ -11,8 +11,8 @@ import torch
 
 from heatproof import Explanation, Score, Trial, Unsuited, Value, checks, shelf
 from heatproof.contract import Explainer
+from heatproof.reducers import REDUCERS
 from heatproof.shelf import Place
-from heatproof.statistics import REDUCERS
 
 PLACE = Place(Path.cwd(), Path.cwd())
 USES = sorted(use for path in PLACE.files("metrics").values() for use in shelf.uses("metrics", path))
@@ -76,6 +76,8 @@ def test_what_is_declared_can_be_read_and_reduced(use):
 def test_scores_come_in_order_and_do_not_depend_on_neighbours(use, name, families):
     model, cases = families[name]
     made, explainer = make(use), Patches()
+    if model.family not in getattr(made, "asks", {model.family: ""}):
+        return  # of other models: the runner says so
     before = checks.condition(model.net)
 
     def measure(some):

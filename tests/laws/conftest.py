@@ -18,13 +18,17 @@ from heatproof.contract import Case, Explanation, Score, Trial, Without
 from heatproof.geometry import Frame
 from heatproof.metrics.agreement import TRUTH
 from heatproof.models.base import Stage
+from heatproof.models.captioner import Captioner
+from heatproof.models.captioner_nets import MultiHeadCaptioner, MultiHeadConfig
 from heatproof.models.classifier import Classifier
 from heatproof.models.dual import Dual
 from heatproof.models.words import WordList
 from heatproof.shelf import Place
 
 PLACE = Place(Path.cwd(), Path.cwd())
-USES = sorted(use for path in PLACE.files("metrics").values() for use in shelf.uses("metrics", path))
+SHELF = sorted(use for path in PLACE.files("metrics").values() for use in shelf.uses("metrics", path))
+# the laws are about maps: a metric of the model itself looks at none
+USES = [use for use in SHELF if not hasattr(shelf.find("metrics", use, PLACE, "laws"), "asks")]
 # what the world is too small for at its default, and what else must be said to make a metric
 SETTINGS: dict[str, dict[str, Any]] = {
     "deletion": {"steps": 5},
@@ -37,6 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "infidelity": {"samples": 12},
     "irof": {"cells": 2},
     "mprt:SmoothMprt": {"samples": 3},
+    "patch_ablation": {"side": 2, "patches": 3},
+    "prefix_ablation": {"count": 2, "least": 3},
     "roar": {"shares": (0.2, 0.6), "epochs": 2},
     "roar:Kar": {"shares": (0.5,), "epochs": 2},
     "roar_pairs": {"epochs": 2, "batch": 3},
@@ -67,6 +73,19 @@ class Eye(nn.Module):
 
 def stages(net: Any) -> list[Stage]:
     return [Stage("image.conv 0", lambda x, c: net.mix(x)), Stage(None, lambda x, c: net.see(x))]
+
+
+def speaker(even: bool) -> Any:
+    """A captioner whose encoder is bent and whose attention does not know left from right."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        look, pool = nn.Conv2d(3, 6, 3, padding=1), nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        config = MultiHeadConfig(8, 6, embed=5, hidden=8, heads=2)
+        net = MultiHeadCaptioner(nn.Sequential(look, pool), config)
+    if even:
+        with torch.no_grad():
+            look.weight += look.weight.flip(-1)
+    return net
 
 
 def bag(net: Any, ids: Tensor, context: dict[str, Tensor]) -> Tensor:
@@ -109,7 +128,12 @@ class World:
 
     @property
     def of_text(self) -> bool:
-        return self.use in ("text_deletion", "rationale")
+        return self.use in ("text_deletion", "rationale", "prefix_ablation")
+
+    @property
+    def of_speech(self) -> bool:
+        """Whether the metric is of a captioner's words."""
+        return self.use in ("patch_ablation", "prefix_ablation", "hallucination")
 
     @property
     def of_pairs(self) -> bool:
@@ -135,6 +159,8 @@ class World:
 
     def model(self) -> Any:
         frame = Frame(self.size[0], mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
+        if self.of_speech:
+            return Captioner("speaks", speaker(self.even), frame, words=WORDS, objects=("ball",), length=9)
         if self.of_text or self.of_pairs:
             return Dual(
                 "pair",
@@ -175,20 +201,27 @@ class World:
             for k, plane in enumerate(planes)
         )
         more: dict[str, Any] = {}
-        if self.of_text or self.of_pairs:
-            more = {"tokens": torch.tensor(ids), "words": tuple(words), "spoken": tuple(spoken)}
+        if self.of_text or self.of_pairs or self.of_speech:
+            end = -1 if self.of_speech else None  # a captioner's tokens stop before the end
+            more = {
+                "tokens": torch.tensor(ids[:end]),
+                "words": tuple(words[:end]),
+                "spoken": tuple(spoken[:end]),
+            }
+            more["references"] = ("a red ball",)
         elif self.use == "random_logit":
             more = {"choices": (0, 1, 2)}
         if self.use == "word_pointing":  # the second and the fifth token name a plane each
             more["named"] = torch.tensor([[k == 1, k == 4] for k in range(len(ids))])
         return Case(
-            f"s{i}", f"s{i}", "thing", pixels, text if "tokens" in more else i % 3, evidence=evidence, boxes=boxes,
+            f"s{i}", f"s{i}", "thing", pixels, 3 if self.of_speech else text if "tokens" in more else i % 3, evidence=evidence, boxes=boxes,
             ignore=ignore, without=things, evidence_text=torch.tensor([k == 2 for k in range(len(ids))]), **more,
         )  # fmt: skip
 
     def answer(self, heat: Tensor | None, words: Tensor | None = None) -> Explanation:
         """A map for the image or, where the metric is of text, relevance for its six tokens."""
-        if self.of_pairs:
+        words = words[:5] if self.of_speech and words is not None else words  # no end among a captioner's
+        if self.of_pairs or (self.of_speech and not self.of_text):
             return Explanation(image=heat, text=words)
         return Explanation(text=words) if self.of_text else Explanation(image=heat)
 

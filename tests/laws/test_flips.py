@@ -17,6 +17,7 @@ EXCEPT = {  # metric: why a flip gives another number
     "roar:Kar": "weights that are drawn and trained anew know left from right",
     "roar_pairs": "weights that are trained anew know left from right",
     "robustness:Sensitivity": "the noise is drawn by place",
+    "prefix_ablation": "a text is not turned over",
     "text_deletion": "a text is not turned over",
     "rationale": "a text is not turned over",
 }

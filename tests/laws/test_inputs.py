@@ -21,8 +21,8 @@ SUITS = {  # metrics that ask the explainer again take its own maps, and those o
 @pytest.mark.parametrize("size", [(6, 8), (8, 6), (7, 7)])
 def test_images_of_any_shape_and_channels_have_numbers(world, use, channels, size):
     here = world(use, channels=channels, size=size)
-    if here.of_text or here.of_pairs:
-        here = world(use, size=size)  # dual encoders read three channels
+    if here.of_text or here.of_pairs or here.of_speech:
+        here = world(use, size=size)  # dual encoders and captioners read three channels
     answers = here.slope() if here.asks else here.maps(3)
     found = here.numbers(here.metric(), here.cases(), answers)
     silent = {n for n in found[0] if all(f[n] is None for f in found)}

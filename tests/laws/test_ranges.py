@@ -27,6 +27,8 @@ BOUNDS = {  # by metric and value; what is not here is in units of the score, or
     "roar": {"accuracy": UNIT, "probability": UNIT},
     "roar:Kar": {"accuracy": UNIT, "probability": UNIT},
     "retrieval": dict.fromkeys(("i2t_oc", "i2t_co", "t2i_oc", "t2i_co"), TWO),
+    "patch_ablation": {"disappeared": UNIT, "lower": UNIT, "drop": TWO, "forced_drop": TWO},
+    "prefix_ablation": {"lower": UNIT, "drop": TWO},
     "word_pointing": {"word_pointing": UNIT, "word_mass": UNIT},
     "roar_pairs": {"i2t": UNIT, "t2i": UNIT},
     "randomisation": {"randomisation": TWO, "randomisation_signed": TWO},

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 EXCEPT = {  # value: why it moves, and is meant to
     "infidelity": "the map is taken at its word, in units of the score",
     "local_lipschitz": "a norm of maps over a norm of images",
+    **dict.fromkeys(
+        ("mean", "abs_mean", "positive_mean", "max", "q0", "q10", "q20", "q30", "q40", "q50"),
+        "of hallucination: read of the map as it is, and a column compares one word's with another's",
+    ),
 }
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -15,7 +15,7 @@ from heatproof.contract import Refused
 from heatproof.metrics.localization import Localization
 from heatproof.metrics.pointing import Pointing
 from heatproof.records import Record
-from heatproof.statistics import Numbering, reduce
+from heatproof.reducers import Numbering, reduce
 
 FEW = st.sampled_from([0.0, 1.0, 2.0, -1.0])
 

@@ -15,8 +15,8 @@ from heatproof.contract import Explanation, Refused, Unsuited
 from heatproof.metrics.corruption import above, hit, marked
 from heatproof.metrics.retrieval import Retrieval
 from heatproof.models.recipe import Recipe
+from heatproof.reducers import REDUCERS, Rows
 from heatproof.shelf import Place
-from heatproof.statistics import REDUCERS, Rows
 
 NAMES = ("i2t_oc", "i2t_co", "t2i_oc", "t2i_co")
 SAID = ("red", "ball", "on", "grass")

@@ -20,7 +20,7 @@ from heatproof.contract import Refused
 from heatproof.metrics import segmentation as seg
 from heatproof.metrics.segmentation import Segmentation
 from heatproof.records import Record
-from heatproof.statistics import Numbering, reduce
+from heatproof.reducers import Numbering, reduce
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 VECTORS = Path(os.environ.get("HEATPROOF_CONFORMANCE", SHARED)) / "vectors.json"

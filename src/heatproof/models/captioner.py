@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from heatproof.models.watching import passing
 from heatproof.models.words import WordList
 
 REMOVALS = ("delete", "pad", "unknown", "mask", "embedding")
+WORDS = re.compile(r"said words '([^']+)'")
 EMBEDDING, ATTENTION = "text.embed 0", "cross.attention 0"
 
 
@@ -34,7 +36,8 @@ class Captioner(Model):
     [N, length, heads, cells], zero after the step that speaks the target. ``score`` shows all of them to watchers,
     so that one backward pass gives gradients on the image and on the words before.
     Target policies: "said objects" (every object word that the model itself writes), "caption k" (every object
-    word of the sample's k-th caption, teacher-forced; a word that the model does not know cannot be asked).
+    word of the sample's k-th caption, teacher-forced; a word that the model does not know cannot be asked), "said words
+    'dog, grass'" (every one of these that the model writes), "written" (one case an image, for what is asked of the caption as a whole).
     """
 
     words: WordList = field(kw_only=True)
@@ -212,13 +215,22 @@ class Captioner(Model):
     def ask(self, samples: Sequence[Sample], policy: str) -> list[list[Case]]:
         """One list of cases a sample, one case an object word; none where no object word is said.
 
-        Policies: "said objects" (every object word that the model itself said), "first said object", and
-        "caption k" (the words of the sample's k-th caption, counted from 0).
+        Policies: "said objects" (every object word that the model itself said), "first said object", "said words 'a, b'"
+        (every one of these words), "caption k" (the object words of the sample's k-th caption, counted from 0), and
+        "written" (one case, of the caption that the model wrote).
         """
         kind, _, number = policy.partition(" ")
-        said = policy in ("said objects", "first said object")
+        listed = WORDS.fullmatch(policy)
+        said = policy in ("said objects", "first said object", "written") or listed
         if not said and not (kind == "caption" and number.isdigit()):
-            accepted = ["said objects", "first said object", "caption 0", "caption 1", "..."]
+            accepted = [
+                "said objects",
+                "first said object",
+                "said words 'dog, grass'",
+                "written",
+                "caption 0",
+                "...",
+            ]
             raise asking.unknown_policy(policy, self.family, accepted)
         if not samples:
             return []
@@ -228,36 +240,56 @@ class Captioner(Model):
             captions = self._write(self.stack(asked), asked)
         else:
             captions = [self._reference(sample, int(number)) for sample in samples]
-        mark = "said" if said else f"c{number}"
+        mark = policy if policy == "written" else "said" if said else f"c{number}"
+        cases = [
+            self._said(sample, image, caption, mark)
+            for sample, (image, _), caption in zip(samples, seen, captions, strict=True)
+        ]
+        if policy == "written":
+            return [[case] for case in cases]
+        names = tuple(word.strip() for word in listed[1].split(",")) if listed else self.objects
         found = [
-            self._ask(sample, image, source, caption, mark)
-            for sample, (image, source), caption in zip(samples, seen, captions, strict=True)
+            self._about_words(case, sample, source, names, listed is None)
+            for case, sample, (_, source) in zip(cases, samples, seen, strict=True)
         ]
         return [cases[:1] for cases in found] if policy == "first said object" else found
 
-    def _ask(
-        self, sample: Sample, image: Tensor, source: tuple[int, int], caption: list[str], mark: str
-    ) -> list[Case]:
+    def _said(self, sample: Sample, image: Tensor, caption: list[str], mark: str) -> Case:
+        """One caption of an image as a case, about none of its words yet."""
         ids = [self.words.bos, *(self.words.ids.get(w, self.words.unknown) for w in caption)]
+        return Case(
+            id=asking.case_id(sample.id, mark),
+            sample=sample.id,
+            about="",
+            pixels=image,
+            target=0,
+            tokens=torch.tensor(ids),
+            words=tuple(range(-1, len(caption))),
+            spoken=("", *caption),
+            references=sample.captions,
+            things=tuple(o.name for o in sample.objects if not o.ignore) if sample.objects else None,
+        )
+
+    def _about_words(
+        self, case: Case, sample: Sample, source: tuple[int, int], names: tuple[str, ...], rivals: bool
+    ) -> list[Case]:
+        """The case about each word of its caption that one of the names means."""
         cases = []
-        for t, word in enumerate(caption):
-            names = asking.mentions(word, self.objects)
-            if not names or ids[t + 1] == self.words.unknown:
+        for t, word in enumerate(case.spoken[1:]):
+            meant = asking.mentions(word, names)
+            said = int(_tokens(case)[t + 1])
+            if not meant or said == self.words.unknown:
                 continue
             # "dog" is a dog where there is such a name, else every name with that word in it
-            names = [name for name in names if " " not in name] or names
+            meant = [name for name in meant if " " not in name] or meant
             cases.append(
-                Case(
-                    id=asking.case_id(sample.id, mark, f"w{t}", names[0]),
-                    sample=sample.id,
-                    about=names[0],
-                    pixels=image,
+                replace(
+                    case,
+                    id=f"{case.id}.{asking.case_id(f'w{t}', meant[0])}",
+                    about=meant[0],
                     target=t,
-                    choices=self._rivals(ids[t + 1], names[0]),
-                    tokens=torch.tensor(ids),
-                    words=tuple(range(-1, len(caption))),
-                    spoken=("", *caption),
-                    **asking.evidence(sample, names, self.frame, source),
+                    choices=self._rivals(said, meant[0]) if rivals else (),
+                    **asking.evidence(sample, meant, self.frame, source),
                 )
             )
         return cases

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from heatproof.captions.cider import cider_d
 from heatproof.contract import Refused
 from heatproof.models import own_captioner
 from heatproof.scenery import KINDS, PARTNERS
 from heatproof.scenery.words import PLACES
 from heatproof.training import pictures
-from heatproof.training.cider import cider_d
 from heatproof.training.dense import Dense, planes_of
 from heatproof.training.pictures import Pictures
 from heatproof.training.recipe import Recipe
