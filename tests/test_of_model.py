@@ -117,6 +117,7 @@ def test_models_are_lines_of_one_table_everywhere(home, tmp_path):
     report.write(summary, tmp_path / "page")
     page = (tmp_path / "page" / "index.html").read_text()
     assert "The models themselves" in page
+    assert words.of_models(words_) in page.replace("&#39;", "'")
 
 
 def test_a_benchmark_may_be_of_models_alone(home):

@@ -67,7 +67,7 @@ def html(result: Result | Summary) -> str:
         reasons=_reasons(summary),
         unsuited=_unsuited(summary),
         models=tables.of_models(summary),
-        told=[words.of_models(column) for column in summary.models],
+        told=[words.of_models(grid.columns[0]) for grid in tables.of_models(summary)],
         blocks=[_block(summary, block) for block in summary.blocks if block.columns],
         marks=words.MARKS,
         curves=_curve_charts(summary, palette),
