@@ -43,7 +43,7 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
     >>> stabilised(torch.tensor([-1.0, 0.0, 1.0]), 0.5).tolist()
     [-1.5, 0.5, 1.5]
     """
-    return z + torch.where(z >= 0, epsilon, -epsilon)
+    return torch.where(z >= 0, z + epsilon, z - epsilon)
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:

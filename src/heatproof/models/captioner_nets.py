@@ -156,7 +156,12 @@ class CaptionNet(nn.Module):
 
 
 class AdaptiveCaptioner(CaptionNet):
-    """Adaptive attention: an LSTM that looks, a sentinel that may stand for the image, an LSTM that speaks."""
+    """Adaptive attention: an LSTM that looks, a sentinel that may stand for the image, an LSTM that speaks.
+
+    ``newest``: a bug of the released code's fine-tuning, whose sentinel gate reads the new state of the LSTM that looks.
+    """
+
+    newest = False
 
     RELEASED: ClassVar[Mapping[str, str]] = {
         "img_projector": "project",
@@ -205,7 +210,9 @@ class AdaptiveCaptioner(CaptionNet):
     ) -> tuple[AdaptiveState, Tensor]:
         x1 = torch.cat([state.h2, cells.whole, word], 1)
         h1, c1 = self.visual_lstm(x1, (state.h1, state.c1))
-        sentinel = torch.sigmoid(self.gate_x(x1) + self.gate_h(state.h1)) * torch.tanh(c1)
+        sentinel = torch.sigmoid(self.gate_x(x1) + self.gate_h(h1 if self.newest else state.h1)) * torch.tanh(
+            c1
+        )
         attention, beta = self.attend(h1, sentinel, cells.keys)
         attention = attention + shift
         seen = (attention @ cells.values).squeeze(1)
