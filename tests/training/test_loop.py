@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from heatproof.contract import Refused
-from heatproof.training.loop import _schedule, fit
+from heatproof.training.loop import fit, schedule
 from heatproof.training.recipe import Data, Recipe, Settings, read_recipe
 
 COUNT = 40
@@ -119,7 +119,7 @@ def test_a_trunk_learns_at_its_own_rate(tmp_path):
 
 
 def test_the_rate_rises_and_falls():
-    once = [_schedule(k, 20, Settings(warmup=0.2)) for k in range(20)]
+    once = [schedule(k, 20, Settings(warmup=0.2)) for k in range(20)]
     assert once[:4] == [0.25, 0.5, 0.75, 1.0]
     assert once[4] == 1.0
     assert all(a > b for a, b in pairwise(once[4:]))

@@ -21,6 +21,7 @@ from heatproof.models import imagenet, mobilenet_clip
 from heatproof.training import match, train
 from heatproof.training.recipe import Photographs, Settings, read_recipe
 from heatproof.training.train import open_task
+from heatproof.training.views import vocabulary
 from heatproof.training.vocabulary import encode
 
 COLOURS = {"red": (250, 20, 20), "green": (20, 250, 20), "blue": (20, 20, 250), "white": (250, 250, 250)}
@@ -254,7 +255,7 @@ def test_tricks_and_words():
         == match.shuffled("a dog runs over the grass", "x")
         != match.shuffled("a dog runs over the grass", "y")
     )
-    words = match.vocabulary(["A dog!", "a dog", "a Dog", "a dog, a cat"])
+    words = vocabulary(["A dog!", "a dog", "a Dog", "a dog, a cat"], 4)
     assert list(words.ids)[4:] == ["a", "dog", "left", "right"]
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from heatproof import shelf
+from heatproof.captions.cider import cider_d
 from heatproof.models.imagenet import data_folder
 from heatproof.training import pictures
-from heatproof.training.cider import cider_d
 from heatproof.training.contrast import _recall
 from heatproof.training.match import KEPT, pixels_of, recall
 from heatproof.training.recipe import Data, read_recipe

@@ -8,16 +8,18 @@
      "length": 16,                                    # longest caption, <start> included
      "objects": ["ball", "boat"]}                     # the names it knows as objects
 
-``encoder`` holds a ``transformers`` ResNetConfig's fields, or ``{"kind": "vgg", "channels", "convolutions"}``.
+``encoder`` holds a ``transformers`` ResNetConfig's fields, or ``{"kind": "vgg", "channels", "convolutions"}``, or just the
+kind of a frozen trunk, "squeezenet", "mobilenet" or "vgg16" (``models/trunks.py``): then model.safetensors is without it,
+and it is read from the data folder. Weights may be float16; the net computes in float32 with what they say.
 ``words.json`` maps words to ids, <pad>, <unk>, <start> and <end> among them; ``preprocessor_config.json`` is the
-image geometry in the form of Hugging Face's processors.
+image geometry in the form of Hugging Face's processors, ``do_flip_channel_order`` for BGR.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from heatproof.models.captioner_nets import (
     vgg,
 )
 from heatproof.models.hf_classifier import frame_of
+from heatproof.models.trunks import TRUNKS
 from heatproof.models.words import WordList
 from heatproof.records import write_whole
 
@@ -48,16 +51,21 @@ NETS: dict[str, Callable[..., CaptionNet]] = {
 ENCODERS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet": lambda **sizes: resnet_trunk(sizes),
     "vgg": vgg,
+    **{kind: trunk.fresh for kind, trunk in TRUNKS.items()},
 }
 
 
 @dataclass(frozen=True)
 class OwnCaptioner:
-    """``name`` is the folder; ``beam`` is the width that ``write`` searches with (1: greedy)."""
+    """``name`` is the folder; ``beam`` is the width that ``write`` searches with (1: greedy).
+
+    ``folder`` has the weights of a trunk that is not shipped (the data folder, as for ``imagenet``).
+    """
 
     name: str
     beam: int = 3
     rows: int = 8
+    folder: str = ""
 
     def load(self, name: str, device: str = "cpu") -> Captioner:
         """The captioner; raises Refused where a file is missing or does not fit."""
@@ -73,15 +81,18 @@ class OwnCaptioner:
         config = _read(folder / "config.json")
         words = WordList(_read(folder / "words.json"))
         net = build(config, str(folder / "config.json"))
+        trunk = TRUNKS.get(config["encoder"].get("kind"))
+        frozen = trunk.read(self.folder, name).state_dict() if trunk else {}
+        own = {f"encoder.{key}": value for key, value in frozen.items()}
         try:
-            net.load_state_dict(load_file(folder / "model.safetensors"))
+            net.load_state_dict({**own, **load_file(folder / "model.safetensors")})
         except Exception as error:  # torn files and wrong shapes come as several kinds
             why = " ".join(str(error).split())
             raise Refused(f"model {name}: {folder / 'model.safetensors'}: {why}") from error
         return Captioner(
             name,
             net,
-            frame_of(_read(folder / "preprocessor_config.json")),
+            _frame(_read(folder / "preprocessor_config.json")),
             card=_read(folder / "card.json"),
             rows=self.rows,
             device=device,
@@ -124,10 +135,13 @@ def save(
     frame: Frame,
     card: Mapping[str, Any],
 ) -> None:
-    """Write the folder that ``OwnCaptioner`` reads; each file whole or not at all."""
+    """Write the folder that ``OwnCaptioner`` reads, without a frozen trunk; each file whole or not at all."""
     from safetensors.torch import save as packed
 
-    weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    left_out = "encoder." if config["encoder"].get("kind") in TRUNKS else ()
+    weights = {
+        k: v.detach().cpu().contiguous() for k, v in net.state_dict().items() if not k.startswith(left_out)
+    }
     pages = {
         "config.json": config,
         "words.json": words,
@@ -136,6 +150,7 @@ def save(
             "image_mean": list(frame.mean),
             "image_std": list(frame.std),
             "rescale_factor": frame.scale,
+            **({"do_flip_channel_order": True} if frame.channels == "bgr" else {}),
             "resample": {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[frame.resample],
         },
         "card.json": card,
@@ -143,6 +158,10 @@ def save(
     write_whole(folder / "model.safetensors", packed(weights))
     for name, page in pages.items():
         write_whole(folder / name, json.dumps(page, indent=1, ensure_ascii=False) + "\n")
+
+
+def _frame(page: dict[str, Any]) -> Frame:
+    return replace(frame_of(page), channels="bgr" if page.get("do_flip_channel_order") else "rgb")
 
 
 def _read(path: Path) -> Any:

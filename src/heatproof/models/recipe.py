@@ -42,4 +42,4 @@ class Recipe:
             return HfClassifier(str(folder), rows=self.rows).load(name, device)
         from heatproof.models.own_captioner import OwnCaptioner
 
-        return OwnCaptioner(str(folder), rows=self.rows).load(name, device)
+        return OwnCaptioner(str(folder), rows=self.rows, folder=self.folder).load(name, device)

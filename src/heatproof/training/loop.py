@@ -44,10 +44,10 @@ def fit(
         running = math.nan
         for step in range(done, total):
             for group, rate in zip(optimiser.param_groups, base, strict=True):
-                group["lr"] = rate * _schedule(step, total, settings)
+                group["lr"] = rate * schedule(step, total, settings)
             net.train()
             torch.manual_seed(seeds.number(recipe.seed, "dropout", step))
-            rows = _rows(step, a_round, count, recipe)
+            rows = rows_of(step, a_round, count, recipe)
             value = loss(rows, seeds.generator(recipe.seed, "step", step))
             optimiser.zero_grad(set_to_none=True)
             value.backward()
@@ -76,7 +76,7 @@ def _optimiser(net: nn.Module, settings: Settings, trunk: nn.Module | None) -> t
     return torch.optim.AdamW(groups)
 
 
-def _schedule(step: int, total: int, settings: Settings) -> float:
+def schedule(step: int, total: int, settings: Settings) -> float:
     """Up in a line, down in half a cosine."""
     rise = max(1, int(settings.warmup * total))
     if step < rise:
@@ -84,7 +84,7 @@ def _schedule(step: int, total: int, settings: Settings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def _rows(step: int, a_round: int, count: int, recipe: Recipe) -> Tensor:
+def rows_of(step: int, a_round: int, count: int, recipe: Recipe) -> Tensor:
     """The rows of this step: a fresh order every epoch."""
     epoch, place = divmod(step, a_round)
     order = torch.randperm(count, generator=seeds.generator(recipe.seed, "order", epoch))

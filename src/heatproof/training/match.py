@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,15 @@ from rich.progress import track
 from safetensors.torch import save as packed
 from torch import Tensor, nn
 
-from heatproof import seeds, shelf
+from heatproof import seeds
 from heatproof.contract import Refused, Sample
 from heatproof.models import mobilenet_clip
-from heatproof.models.imagenet import data_folder
-from heatproof.models.words import WordList
 from heatproof.records import write_whole
 from heatproof.training import pictures
 from heatproof.training.recipe import Photographs, Recipe
+from heatproof.training.views import CAPTIONS, both_ways, kept, photographs, texts_of, vocabulary
 from heatproof.training.vocabulary import SPECIAL, encode, swap_sides
 
-CAPTIONS = 5  # of each photograph
 LEAST = 4  # times that a word stands in the captions, to be one of the vocabulary
 KEPT = 18  # blocks of the trunk whose output is kept; the last one widens it fourfold and is run each time
 SIDE = 224
@@ -41,7 +37,7 @@ class Match:
         self.recipe, self.data = recipe, recipe.data
         self.trunk: nn.Module | None = None  # none that learns
         self.seen = self.photographs("train")[: self.data.sample]
-        self.words = vocabulary(caption for sample in self.seen for caption in sample.captions)
+        self.words = vocabulary((text for sample in self.seen for text in sample.captions), LEAST)
         told = {name: dict(value) if isinstance(value, dict) else value for name, value in recipe.net.items()}
         told["text_config"].update(
             vocab_size=len(self.words.ids),
@@ -56,46 +52,20 @@ class Match:
         self.net = mobilenet_clip.build(told)
         self.learner: nn.Module = self.net
         self.length = int(told["text_config"]["max_position_embeddings"])
-        self.eyes = mobilenet_clip.trunk(self.data.folder, recipe.name)
+        self.eyes: Any = mobilenet_clip.trunk(self.data.folder, recipe.name)
 
     # ------------------------------------------------------------------ what is learnt from
 
     def photographs(self, split: str) -> Sequence[Sample]:
         """A split of the recipe's data set, which must have five captions a photograph."""
-        named = {"data": str(data_folder(self.data.folder)), "split": split}
-        told = {key: value.format(**named) for key, value in self.data.dataset.items()}
-        place = shelf.Place(self.recipe.folder, self.recipe.folder.resolve().parent)
-        where = f"{self.recipe.name}: [data] dataset"
-        made = shelf.find("datasets", told.pop("use", ""), place, where)(**told)
-        samples: Sequence[Sample] = made.samples()
-        return samples
+        return photographs(self.recipe, split)
 
-    def look(self, kept: Path, quiet: bool = False) -> Tensor:
+    def look(self, path: Path, quiet: bool = False) -> Tensor:
         """float16 [2, N, 320, 7, 7]: what the trunk makes of each photograph and its mirror image; read where kept."""
-        state = blake2b(digest_size=16)
-        for value in self.eyes.state_dict().values():
-            state.update(value.numpy().tobytes())
-        state.update(repr([sample.id for sample in self.seen]).encode())
-        if kept.is_file():
-            found = torch.load(kept, weights_only=True, mmap=True)
-            if found["of"] == state.hexdigest():
-                views: Tensor = found["views"]
-                return views
-        views = self._views(self.seen, quiet)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_suffix(".new")
-        torch.save({"of": state.hexdigest(), "views": views}, fresh)
-        fresh.replace(kept)
-        return views
+        return kept(path, self.eyes, self.seen, lambda: self._views(self.seen, quiet))
 
     def _views(self, samples: Sequence[Sample], quiet: bool) -> Tensor:
-        parts = []
-        with torch.inference_mode():
-            for start in track(range(0, len(samples), 50), "looking at photographs", disable=quiet):
-                seen = pixels_of(samples[start : start + 50])
-                both = [self.eyes[:KEPT](view).half() for view in (seen, seen.flip(-1))]
-                parts.append(torch.stack(both))
-        return torch.cat(parts, 1)
+        return both_ways(self.eyes[:KEPT], samples, pixels_of, quiet)
 
     def learn(self, seen: Tensor, quiet: bool = False) -> None:
         """Take the views and the photographs' captions in."""
@@ -103,11 +73,7 @@ class Match:
         self._read(self.seen)
 
     def _read(self, samples: Sequence[Sample]) -> None:
-        few = [sample.id for sample in samples if len(sample.captions) < CAPTIONS]
-        if few:
-            raise Refused(f"{self.recipe.name}: photograph {few[0]} has fewer than {CAPTIONS} captions")
-        said = [encode(self.words, sample.captions[:CAPTIONS], self.length) for sample in samples]
-        self.texts = torch.stack(said)  # [N, 5, T]
+        self.texts = texts_of(samples, self.words, self.length, self.recipe.name)  # [N, 5, T]
 
     # ------------------------------------------------------------------ the loss
 
@@ -240,16 +206,6 @@ def pixels_of(samples: Sequence[Sample]) -> Tensor:
     seen = torch.stack([frame.image(sample.read()) for sample in samples])
     layout: dict[str, Any] = {"memory_format": torch.channels_last}
     return seen.contiguous(**layout)
-
-
-def vocabulary(captions: Iterable[str]) -> WordList:
-    """The words that stand ``LEAST`` times, in alphabetical order after the special tokens; "left" and "right" always."""
-    every = WordList(dict.fromkeys(SPECIAL, 0))
-    counts: Counter[str] = Counter()
-    for caption in captions:
-        counts.update(every(caption, 1000)[2][1:-1])
-    kept = {word for word, count in counts.items() if count >= LEAST} | {"left", "right"}
-    return WordList({word: index for index, word in enumerate((*SPECIAL, *sorted(kept)))})
 
 
 def recall(images: Tensor, texts: Tensor, ats: Sequence[int] = (1, 5, 10)) -> tuple[list[float], list[float]]:

@@ -13,7 +13,8 @@ from heatproof.errors import Refused, unknown
 from heatproof.scenery import Knobs
 
 T = TypeVar("T")
-TASKS = ("classify", "contrast", "caption", "match")
+TASKS = ("classify", "contrast", "caption", "match", "describe")
+ON_PHOTOGRAPHS = ("match", "describe")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Settings:
     hidden: float = 0.0  # share of the cells that a photograph loses
     dropout: float = 0.0  # of features, word embeddings and what the projections read
     unknown: float = 0.0  # share of the words that are made unknown
+    patience: int = (
+        0  # "describe": epochs without gain after which the rate falls, see epochs.py; 0: the cosine
+    )
+    bfloat16: bool = False  # "describe": the training's matrix products in bfloat16
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Recipe:
     title: str = ""
     seed: int = 0
     start: str = ""
-    data: Any = field(default_factory=Data)  # Data, or Photographs for the task "match"
+    data: Any = field(default_factory=Data)  # Data, or Photographs for the tasks on photographs
     settings: Settings = field(default_factory=Settings)
     net: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
@@ -97,7 +102,7 @@ def read_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"{path}: not valid TOML: {error}") from error
     told.pop("reached", None)
-    kind: Any = Photographs if told.get("task") == "match" else Data
+    kind: Any = Photographs if told.get("task") in ON_PHOTOGRAPHS else Data
     told["data"] = _fill(kind, told.get("data", {}), f"{path}, [data]")
     told["settings"] = _fill(Settings, told.get("settings", {}), f"{path}, [settings]")
     recipe = _fill(Recipe, {**told, "name": path.stem, "folder": path.parent}, str(path))

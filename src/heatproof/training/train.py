@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from heatproof.records import write_whole
-from heatproof.training import pictures
+from heatproof.training import epochs, pictures
 from heatproof.training.loop import fit
 from heatproof.training.recipe import Photographs, Recipe, read_recipe
 
@@ -49,7 +49,10 @@ def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
         task.recipe = stage
         net = task.net if number else task.learner
         checkpoints.append(out / f"checkpoint{number}.pt")
-        fit(net, task.loss, recipe.data.sample, stage, checkpoints[-1], trunk=task.trunk, quiet=quiet)
+        if recipe.task == "describe":
+            epochs.fit(task, checkpoints[-1], quiet)
+        else:
+            fit(net, task.loss, recipe.data.sample, stage, checkpoints[-1], trunk=task.trunk, quiet=quiet)
     seconds = time.monotonic() - begun
     out.mkdir(parents=True, exist_ok=True)
     task.save(out)
@@ -89,6 +92,10 @@ def open_task(recipe: Recipe) -> Task:
         from heatproof.training.match import Match
 
         return Match(recipe)
+    if recipe.task == "describe":
+        from heatproof.training.describe import Describe
+
+        return Describe(recipe)
     from heatproof.training.caption import Caption
 
     return Caption(recipe)
