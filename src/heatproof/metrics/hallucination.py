@@ -71,13 +71,14 @@ class Hallucination:
 
     def _score(self, trial: Trial) -> Score:
         try:
-            true = self._true(trial.case)
+            true = self.true(trial.case)
             told = statistics_of(geometry.read(maps.image_heat(trial), pool=self.pool))
         except Undefined as why:
             return maps.undefined(self.measures, why)
         return Score({name: Value.of(v, label=int(true), score=v) for name, v in told.items()})
 
-    def _true(self, case: Case) -> bool:
+    def true(self, case: Case) -> bool:
+        """Whether the case's word is true; Undefined where nothing says so."""
         if self.truth == "objects":
             if case.evidence is None:
                 raise Undefined("nothing annotated")
