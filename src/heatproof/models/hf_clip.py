@@ -133,15 +133,21 @@ def one_token(block: Any, x: Tensor, at: Tensor, mask: Tensor | None = None) -> 
     return found
 
 
-def text_stages(net: Any) -> list[Stage]:
-    """Sites: text.embed 0, text.block k; the end token alone is read, by the causal mask all tokens reach it."""
-    text = net.text_model
-    last = len(text.encoder.layers) - 1
+def words_and_places(text: Any) -> Callable[[Tensor, Context], Tensor]:
+    """Token embeddings, each times how much of it stays, and those of their places: ids [N, T] -> [N, T, D]."""
 
     def embed(ids: Tensor, context: Context) -> Tensor:
         tokens = text.embeddings.token_embedding(ids) * context["gain"][..., None]
         embedded: Tensor = tokens + text.embeddings.position_embedding.weight[: ids.shape[1]]
         return embedded
+
+    return embed
+
+
+def text_stages(net: Any) -> list[Stage]:
+    """Sites: text.embed 0, text.block k; the end token alone is read, by the causal mask all tokens reach it."""
+    text = net.text_model
+    last = len(text.encoder.layers) - 1
 
     def read(x: Tensor, context: Context) -> Tensor:
         rows = torch.arange(x.shape[0], device=x.device)
@@ -149,7 +155,7 @@ def text_stages(net: Any) -> list[Stage]:
         embedding: Tensor = net.text_projection(text.final_layer_norm(x)[rows, at])
         return embedding
 
-    stages = [Stage("text.embed 0", embed)]
+    stages = [Stage("text.embed 0", words_and_places(text))]
     for k, block in enumerate(text.encoder.layers):
         site = f"text.block {k}" if k < last else None
         stages.append(_text_block(site, block))

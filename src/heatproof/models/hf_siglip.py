@@ -17,7 +17,7 @@ from heatproof.models.attention import attend, tell_sites
 from heatproof.models.base import Context, Stage
 from heatproof.models.dual import Dual
 from heatproof.models.hf_classifier import open_card, open_frame, open_net
-from heatproof.models.hf_clip import one_token
+from heatproof.models.hf_clip import one_token, words_and_places
 from heatproof.models.words import HuggingFaceTokens, open_tokens
 
 KINDS = ("SiglipModel", "Siglip2Model")
@@ -177,12 +177,7 @@ def text_stages(net: Any) -> list[Stage]:
     text = net.text_model
     last = len(text.encoder.layers) - 1
 
-    def embed(ids: Tensor, context: Context) -> Tensor:
-        tokens = text.embeddings.token_embedding(ids) * context["gain"][..., None]
-        embedded: Tensor = tokens + text.embeddings.position_embedding.weight[: ids.shape[1]]
-        return embedded
-
-    stages = [Stage("text.embed 0", embed)]
+    stages = [Stage("text.embed 0", words_and_places(text))]
     for k, block in enumerate(text.encoder.layers):
         stages.append(_text_block(f"text.block {k}" if k < last else None, block))
     return [*stages, Stage(None, lambda x, _: text.head(text.final_layer_norm(x)[:, -1]))]
