@@ -148,7 +148,7 @@ def test_the_evidence_must_win_where_it_is_what_is_asked_for():
 
 
 def judged(*columns, run=None):
-    block = Block("net", "classifier", 30, 30, 1, columns, 1, METHODS, ("random",), (), (), {})
+    block = Block("net", "classifier", 30, 30, 1, columns, 1, METHODS, ("random",), (), {})
     summary = summarise(Result("x", [], [], {"metrics": run or []}, None))
     return [detector.judge(replace(summary, blocks=(block,)), block, c) for c in columns]
 

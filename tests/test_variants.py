@@ -14,7 +14,7 @@ def column(metric, values, better="higher"):
 
 
 def block(*columns):
-    return Block("net", "classifier", 4, 4, 1, columns, 1, METHODS, (), (), (), {})
+    return Block("net", "classifier", 4, 4, 1, columns, 1, METHODS, (), (), {})
 
 
 def run(**settings):

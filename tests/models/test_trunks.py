@@ -193,7 +193,7 @@ def test_the_score_is_the_nets_own_and_sites_compose_to_it(model):
         with torch.no_grad():
             logits = net(case.pixels[None], case.tokens[None])[0, case.target]
         expected = F.log_softmax(logits, 0)[case.tokens[case.target + 1]]
-        assert float(found) == pytest.approx(float(expected), abs=1e-4)
+        assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-4)
     with torch.no_grad():
         for site in ("image.conv 0", "image.conv 1", model.site("image.conv", -1), "text.embed 0"):
             seen = model.upto(site, pixels, cases)

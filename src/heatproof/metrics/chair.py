@@ -56,6 +56,10 @@ class Chair:
         case, model = trial.case, trial.model
         known = _listed(self.synonyms) if self.synonyms else _own(model)
         labels = () if self.truth == "references" else case.things
+        if labels is not None and not self.synonyms:
+            labels = tuple(
+                label for label in labels if label in known
+            )  # of the others the captioner cannot speak
         told = () if self.truth == "objects" else case.references
         if labels is None and not told:
             return Score(
