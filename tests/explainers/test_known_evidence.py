@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from heatproof import Unsuited, geometry, shelf
 from heatproof.models import controlled
+from heatproof.shelf import Place
 
 POLICIES = {"Cnn": "label", "Vit": "label", "Clip": "caption 0", "Captioner": "said objects"}
 USES = {
@@ -33,8 +34,44 @@ USES = {
     "grad_eclip": {},
     "legrad": {},
     "clip_surgery": {},
+    "attention": {},
+    "rollout": {},
+    "rollout:Flow": {},
+    "gradcam": {},
+    "lrp": {},
+    "m2ib": {"repeats": 4},
+    "captum_suite:Saliency": {},
+    "captum_suite:InputXGradient": {},
+    "captum_suite:IntegratedGradients": {"steps": 10},
+    "captum_suite:GradientShap": {"samples": 10},
+    "captum_suite:Occlusion": {},
+    "captum_suite:FeatureAblation": {},
+    "captum_suite:KernelShap": {},
+    "rise": {"masks": 400},
+    "lime": {"samples": 200, "baseline": "mean"},
+    "shapley": {"orders": 4},
+    "interactions": {},
 }
-ABSOLUTE = {"guided:GuidedBackprop", "guided:GuidedGradCam", "smoothgrad", "smoothgrad:VarGrad"}
+# they look at no model, or at another method's map; files have no map of their own
+CONTROLS = {
+    "random",
+    "centre",
+    "edges",
+    "prior",
+    "oracle",
+    "swapped",
+    "blurred",
+    "shuffled",
+    "mismatched",
+    "precomputed",
+}
+ABSOLUTE = {
+    "guided:GuidedBackprop",
+    "guided:GuidedGradCam",
+    "smoothgrad",
+    "smoothgrad:VarGrad",
+    "captum_suite:Saliency",
+}
 # what falls short, and why it must
 EXCEPTIONS = {
     ("cams:EigenCam", "Captioner"): "it looks at no score: another channel of the map varies more",
@@ -55,6 +92,13 @@ def asked(kind: str) -> tuple[Any, list[Any]]:
     samples = shelf.load(shelf.house() / "datasets" / "controlled.py").Controlled(sample=8).samples()
     cases = [case for some in model.ask(samples, POLICIES[kind]) for case in some]
     return model, [case for case in cases if case.mask is not None and case.mask.any()]
+
+
+def test_every_method_of_the_shelf_is_asked() -> None:
+    """A new one is to be better than chance here, or an exception with its reason."""
+    place = Place(shelf.house(), shelf.house())
+    there = {use for path in place.files("explainers").values() for use in shelf.uses("explainers", path)}
+    assert there - CONTROLS == {"layer_ig" if use == "layer_ig:LayerIg" else use for use in USES}
 
 
 @pytest.mark.parametrize("kind", POLICIES)
