@@ -23,7 +23,8 @@ class Attention:
     Image: the class token's row over the patches; without one, the mean row, which in the last layer of a tower that ends
     in attention pooling (SigLIP) is the pooling's own. Text of a dual encoder: the row of the place that is read, for
     CLIP the end token's, over all tokens.
-    Captioner: the weights over the encoder's cells at the step that speaks the target (Xu et al. 2015).
+    Captioner: the weights over the encoder's cells at the step that speaks the target (Xu et al. 2015), of a word of several
+    tokens its first; a transformer's class token is dropped, so that they may sum to less than 1.
     ``layer`` -1, the last, and the mean of the heads are what papers call "raw attention" (Chefer et al. 2021).
     """
 
@@ -34,7 +35,9 @@ class Attention:
         if self.heads not in HEADS:
             raise Refused(f"attention: heads: found {self.heads!r}, accepted are {', '.join(HEADS)}")
         if model.family == "captioner":
-            seen = attention_of(model, model.site("cross.attention"), cases)  # [N, steps, heads, cells]
+            seen = attention_of(
+                model, model.site("cross.attention", self.layer), cases
+            )  # [N, steps, heads, cells]
             steps = [a[case.target] for a, case in zip(seen, cases, strict=True)]
             return [Explanation(image=model.grid(self._pool(step))) for step in steps]
         if "image.attention" not in model.sites:

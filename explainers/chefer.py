@@ -74,7 +74,7 @@ class AttentionGradient:
         if self.form not in FORMS:
             raise Refused(f"chefer: form: found {self.form!r}, accepted are {', '.join(FORMS)}")
         if model.family == "captioner":
-            ((seen, grads),) = slopes(model, [model.site("cross.attention")], cases)
+            ((seen, grads),) = slopes(model, [model.site("cross.attention", self.layer)], cases)
             steps = [(a[c.target], g[c.target]) for a, g, c in zip(seen, grads, cases, strict=True)]
             return [Explanation(image=model.grid(self._pool(a, g))) for a, g in steps]
         self_attention(model)
@@ -105,6 +105,10 @@ class AttentionGradient:
 def self_attention(model: Any) -> None:
     if "image.attention" not in model.sites:
         raise Unsuited(f"needs self-attention over the image; {model.name} has {', '.join(model.sites)}")
+    if model.family == "captioner":
+        raise Unsuited(
+            f"{model.name}'s words read its image by cross-attention: no token of the image is the reader"
+        )
 
 
 def weighed(model: Any, kind: str, start: int, cases: Sequence[Case]) -> Layers:

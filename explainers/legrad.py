@@ -39,6 +39,10 @@ class LeGrad:
             raise Unsuited(
                 f"LeGrad needs attention over the image; {model.name} has {', '.join(model.sites)}"
             )
+        if model.family == "captioner":
+            raise Unsuited(
+                f"LeGrad reads the mean of the image's tokens; {model.name}'s words look at each of them"
+            )
         count = model.sites["image.attention"]
         if not model.extra_tokens:
             if model.sites.get("image.block") != count - 1:

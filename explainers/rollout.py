@@ -36,6 +36,10 @@ class Rollout:
             raise Unsuited(
                 f"rollout needs self-attention over the image; {model.name} has {', '.join(model.sites)}"
             )
+        if model.family == "captioner":
+            raise Unsuited(
+                f"{model.name}'s words read its image by cross-attention: no token of the image is the reader"
+            )
         layers = self._watched(model, "image.attention", cases)
         images = [model.grid(self._row([layer[i] for layer in layers], 0)) for i in range(len(cases))]
         if "text.attention" not in model.sites:

@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from heatproof.contract import Case, Unsuited
 from heatproof.geometry import Frame
 from heatproof.lrp.decoder import DecoderRules, relevance, relevant
+from heatproof.models.adaptive import AdaptiveCaptioner, AdaptiveConfig, SingleCaptioner
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import (
-    AdaptiveCaptioner,
-    AdaptiveConfig,
-    MultiHeadCaptioner,
-    MultiHeadConfig,
-    vgg,
-)
+from heatproof.models.encoders import vgg
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadConfig
 from heatproof.models.words import WordList
 
 WORDS = {w: i for i, w in enumerate(["<pad>", "<unk>", "<start>", "<end>", "a", "dog", "red", "ball"])}
@@ -30,14 +26,15 @@ CHANNELS, EMBED, HIDDEN, SIDE = (
     8,
     2,
 )  # rows of whole vectors: torch.sigmoid rounds otherwise at a ragged end
-KINDS = ("adaptive", "multi_head")
+KINDS = ("adaptive", "multi_head", "single")
 
 
 def model_of(kind: str, seed: int = 0, *, biased: bool = True) -> Captioner:
     torch.manual_seed(seed)
     encoder = vgg([4, CHANNELS], [1, 1])
-    if kind == "adaptive":
-        net = AdaptiveCaptioner(encoder, AdaptiveConfig(len(WORDS), CHANNELS, SIDE * SIDE, EMBED, HIDDEN))
+    if kind != "multi_head":
+        config = AdaptiveConfig(len(WORDS), CHANNELS, SIDE * SIDE, EMBED, HIDDEN)
+        net = {"adaptive": AdaptiveCaptioner, "single": SingleCaptioner}[kind](encoder, config)
     else:
         net = MultiHeadCaptioner(encoder, MultiHeadConfig(len(WORDS), CHANNELS, EMBED, HIDDEN, heads=2))
     with torch.no_grad():
@@ -131,7 +128,7 @@ class Slow:
         self.V = [[max(v, 0.0) for v in row] for row in self.sums]
         zero, count = [0.0] * len(self.V[0]), len(self.cells)
         mean = [sum(column) / count for column in zip(*self.cells, strict=True)]
-        if self.kind == "adaptive":
+        if self.kind != "multi_head":
             self.mean, self.whole_sums = mean, affine(self.layer("summarise"), mean)
             self.whole = [max(v, 0.0) for v in self.whole_sums]
         else:
@@ -140,8 +137,8 @@ class Slow:
         one = two = {"h": zero, "c": zero}
         for word in ids:
             e = self.weights["embedding.weight"][word]
-            if self.kind == "adaptive":
-                x1 = two["h"] + self.whole + e
+            if self.kind != "multi_head":
+                x1 = two["h"] + self.whole + e if self.kind == "adaptive" else e + self.whole
                 last, one = one, self.lstm("visual_lstm", x1, one["h"], one["c"])
                 gate = plus(affine(self.layer("gate_x"), x1), affine(self.layer("gate_h"), last["h"]))
                 s = times([sigmoid(v) for v in gate], [tanh(v) for v in one["c"]])
@@ -158,7 +155,10 @@ class Slow:
                     for column in zip(*self.V, strict=True)
                 ]
                 context = plus([beta * v for v in s], [(1 - beta) * v for v in seen])
-                two = self.lstm("language_lstm", context + one["h"], two["h"], two["c"])
+                if self.kind == "adaptive":
+                    two = self.lstm("language_lstm", context + one["h"], two["h"], two["c"])
+                else:
+                    two = one  # it speaks itself
                 step = {"one": one, "s": s, "beta": beta, "alpha": alpha, "seen": seen}
             else:
                 two = self.lstm("language_lstm", e + self.whole, two["h"], two["c"])
@@ -220,31 +220,38 @@ class Slow:
                     for d in range(n)
                 ]
                 r_V[p] = self.through(self.layer("value")["weight"], self.V[p], self.values[p], r_v)
+        if self.kind == "single":
+            r_h1 = r_h2
         for i in range(t, -1, -1):
             step = self.steps[i]
-            r_x, r_h2, r_c2 = self.lstm_back("language_lstm", step["two"], plus(r_c2, r_h2))
+            if self.kind != "single":
+                r_x, r_h2, r_c2 = self.lstm_back("language_lstm", step["two"], plus(r_c2, r_h2))
             if self.kind == "multi_head":
                 words[i], r_whole = sum(r_x[:E]), plus(r_whole, r_x[E:])
                 continue
-            r_context, r_h1 = plus(r_context, r_x[:n]), plus(r_h1, r_x[n:])
+            if self.kind == "adaptive":
+                r_context, r_h1 = plus(r_context, r_x[:n]), plus(r_h1, r_x[n:])
             r_s = self.share([step["beta"] * v for v in step["s"]], step["context"], r_context)
             r_seen = self.share([(1 - step["beta"]) * v for v in step["seen"]], step["context"], r_context)
             for p in range(P):
                 part = [step["alpha"][p] * v for v in self.V[p]]
                 r_V[p] = plus(r_V[p], self.share(part, step["seen"], r_seen))
             r_x, r_h1, r_c1 = self.lstm_back("visual_lstm", step["one"], plus(r_c1, r_s, r_h1))
+            if self.kind == "single":
+                words[i], r_whole, r_context = sum(r_x[:E]), plus(r_whole, r_x[E:]), zero
+                continue
             r_h2 = plus(r_h2, r_x[:n])
             r_whole = plus(r_whole, r_x[n : n + E])
             words[i], r_context = sum(r_x[n + E :]), zero
         features = []
-        if self.kind == "adaptive":
+        if self.kind != "multi_head":
             r_mean = self.through(self.layer("summarise")["weight"], self.mean, self.whole_sums, r_whole)
         for p, cell in enumerate(self.cells):
             r = r_V[p]
             if self.kind == "multi_head":
                 r = plus(r, self.share([v / P for v in self.V[p]], self.whole, r_whole))
             found = self.through(self.layer("project")["weight"], cell, self.sums[p], r)
-            if self.kind == "adaptive":
+            if self.kind != "multi_head":
                 found = plus(found, self.share([v / P for v in cell], self.mean, r_mean))
             features.append(found)
         return last["y"][word], features, words
@@ -327,8 +334,8 @@ def test_conserves_the_logit_without_biases_and_epsilon(kind: str, seed: int) ->
 def test_each_released_bug_breaks_what_it_is_said_to_break(kind: str) -> None:
     model, cases = model_of(kind, biased=False), cases_of()[4:5]
     right = relevance(model, cases)
-    bug = "lost_recurrence" if kind == "adaptive" else "lost_memory"
-    other = "lost_memory" if kind == "adaptive" else "lost_recurrence"
+    bugs = "lost_recurrence", "lost_memory"
+    bug, other = bugs[::-1] if kind == "multi_head" else bugs
     wrong = relevance(model, cases, DecoderRules(**{bug: True}))
     assert not torch.allclose(right.features, wrong.features)
     assert all(map(torch.equal, right, relevance(model, cases, DecoderRules(**{other: True}))))

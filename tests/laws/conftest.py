@@ -19,9 +19,9 @@ from heatproof.geometry import Frame
 from heatproof.metrics.agreement import TRUTH
 from heatproof.models.base import Stage
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import MultiHeadCaptioner, MultiHeadConfig
 from heatproof.models.classifier import Classifier
 from heatproof.models.dual import Dual
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadConfig
 from heatproof.models.words import WordList
 from heatproof.shelf import Place
 

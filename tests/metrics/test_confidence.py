@@ -19,8 +19,8 @@ from heatproof.geometry import Frame
 from heatproof.metrics import confidence, ranking
 from heatproof.metrics.confidence import Confidence
 from heatproof.metrics.maps import Undefined
+from heatproof.models.adaptive import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.words import WordList
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

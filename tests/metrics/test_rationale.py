@@ -14,8 +14,8 @@ from heatproof.contract import Explanation, Metric, Refused, Unsuited
 from heatproof.geometry import Frame
 from heatproof.metrics import rationale
 from heatproof.metrics.rationale import Plan, Rationale
+from heatproof.models.adaptive import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.words import WordList
 
 TEXTS = ("red ball on grass red ball", "red ball on grass", "ball", "ball on ball")

@@ -12,8 +12,8 @@ from heatproof.contract import Explanation, Refused, Unsuited
 from heatproof.geometry import Frame
 from heatproof.metrics import text_deletion
 from heatproof.metrics.text_deletion import TextDeletion
+from heatproof.models.adaptive import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import AdaptiveCaptioner, AdaptiveConfig
 from heatproof.models.words import WordList
 
 TEXTS = ("red ball", "red ball on grass", "grass", "ball on ball")

@@ -6,78 +6,22 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from heatproof.contract import Case, Object, Refused, Sample, Unsuited
+from heatproof import shelf
+from heatproof.contract import Case, Refused, Unsuited
 from heatproof.geometry import Frame
 from heatproof.models.captioner import REMOVALS, Captioner
-from heatproof.models.captioner_nets import CaptionNet, Cells
-from heatproof.models.captioner_search import search
 from heatproof.models.own_captioner import OwnCaptioner, build, save
-from heatproof.models.words import WordList
 
-SPECIAL = ["<pad>", "<unk>", "<start>", "<end>"]
-WORDS = {w: i for i, w in enumerate([*SPECIAL, *"a the red with dog dogs cat ball bus hot".split()])}
-OBJECTS = ("dog", "cat", "ball", "hot dog", "zebra")
-SIDE, LENGTH = 32, 7
-KINDS = ("adaptive", "multi_head")
-# sizes of whole vectors: torch.sigmoid rounds the ragged end of a tensor in another way
-SIZES = {"vocabulary": len(WORDS), "channels": 8, "embed": 4, "hidden": 16}
-
-
-def config_of(kind: str) -> dict:
-    return {
-        "architecture": kind,
-        "encoder": {
-            "kind": "resnet",
-            "embedding_size": 8,
-            "hidden_sizes": [8, 8],
-            "depths": [1, 1],
-            "layer_type": "basic",
-        },
-        "decoder": {**SIZES, **({"cells": 16} if kind == "adaptive" else {"heads": 2})},
-        "length": LENGTH,
-        "objects": list(OBJECTS),
-    }
-
-
-def net_of(kind: str, seed: int = 0) -> CaptionNet:
-    torch.manual_seed(seed)
-    net = build(config_of(kind))
-    with torch.no_grad():
-        net.output.weight.normal_(std=3.0)  # an untrained net says one word for ever, this one does not
-        net.embedding.weight.normal_(std=3.0)
-        net.output.bias[[0, 1, 2]] = -20.0
-    return net.eval()
-
-
-def model_of(kind: str, seed: int = 0, **settings_: object) -> Captioner:
-    more = {"words": WordList(WORDS), "objects": OBJECTS, "length": LENGTH, **settings_}
-    return Captioner(kind, net_of(kind, seed), Frame(SIDE), **more)
-
-
-def sample_of(i: int, captions: tuple[str, ...] = (), names: tuple[str, ...] = ("dog",)) -> Sample:
-    dice = np.random.default_rng(i)
-    image = dice.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    mask = np.zeros((SIDE, SIDE), bool)
-    mask[4:20, 8:24] = True
-    things = tuple(Object(name, (8, 4, 24, 20), mask) for name in names)
-    return Sample(f"s{i}", lambda: image, captions=captions, objects=things)
-
-
-CAPTIONS = ("a red dog with the ball", "the cat", "a dog with a dog", "the bus with the red cat")
-
-
-def cases_of(model: Captioner) -> list[Case]:
-    samples = [sample_of(i, (text,)) for i, text in enumerate(CAPTIONS)]
-    return [case for cases in model.ask(samples, "caption 0") for case in cases]
+NETS = shelf.load(Path(__file__).with_name("captioners.py"))
+KINDS, WORDS, OBJECTS = NETS.KINDS, NETS.WORDS, NETS.OBJECTS
+SIDE, LENGTH, SIZES = NETS.SIDE, NETS.LENGTH, NETS.SIZES
+config_of, net_of, model_of = NETS.config_of, NETS.net_of, NETS.model_of
+sample_of, cases_of = NETS.sample_of, NETS.cases_of
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -190,7 +134,7 @@ def test_gradient_of_attention_is_the_slope_of_the_score(model, cases) -> None:
                     state, _ = net.advance(state, cells, word, shift)
                 ends.append(torch.log_softmax(net.say(net.mix(state))[0], 0)[case.tokens[case.target + 1]])
             expected = float(ends[1] - ends[0]) / 2e-5
-            # what several heads attended to earlier is not remembered
+            # what was attended to earlier is remembered by the second LSTM alone
             assert (abs(expected) > 1e-4) == (step == case.target or model.name == "adaptive")
             assert float(slope[0, step, head, cell]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
     finally:
@@ -246,100 +190,6 @@ def test_soft_removal_scales_the_embedding(model, cases) -> None:
     assert slope[0, 1].abs() > 0
     assert slope[0, 0] == 0  # <start> is never removed
     assert slope[0, 3] == 0  # the target itself is not read
-
-
-# ---------------------------------------------------------------- writing
-
-
-def slow_search(net: CaptionNet, features: Tensor, words: WordList, length: int, width: int) -> list[int]:
-    """One image, beams as a list of (sum, ids, state)."""
-    cells = net.look(features)
-    beams, done = [(0.0, [words.bos], net.start(cells.whole))], []
-    for _ in range(length):
-        grown = []
-        for total, ids, state in beams:
-            after, logits, _ = net.step(state, cells, torch.tensor(ids[-1:]))
-            grown += [
-                (total + float(chance), [*ids, word], after)
-                for word, chance in enumerate(torch.log_softmax(logits, 1)[0])
-            ]
-        beams = sorted(grown, key=lambda beam: -beam[0])[: width - len(done)]
-        done += [beam for beam in beams if beam[1][-1] == words.eos]
-        beams = [beam for beam in beams if beam[1][-1] != words.eos]
-        if not beams:
-            break
-    ids = max(done or beams, key=lambda beam: beam[0])[1][1:]
-    return [i for i in ids if i != words.eos][: length - 1]
-
-
-@settings(max_examples=8, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([0.0, 3.0, 6.0]), st.sampled_from(KINDS))
-def test_search_agrees_with_one_image_and_one_beam_at_a_time(seed, width, ending, kind) -> None:
-    net, words = net_of(kind, seed).double(), WordList(WORDS)
-    with torch.no_grad():  # several beams end, and not in the order of their sums
-        net.output.bias[words.eos] = ending
-    features = 3 * torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
-    with torch.no_grad():
-        found = search(net, features, words, LENGTH, width).tolist()
-        for row, said in zip(features, found, strict=True):
-            expected = slow_search(net, row[None], words, LENGTH, width)
-            assert said == expected + [words.pad] * (LENGTH - 1 - len(expected))
-
-
-class Nothing(NamedTuple):
-    """The state of a net that remembers nothing."""
-
-    rows: Tensor
-
-
-class Chain(NamedTuple):
-    """A net of words alone: the last word gives the chances of the next."""
-
-    chances: Tensor
-
-    def look(self, features: Tensor) -> Cells:
-        return Cells(features, features, features)
-
-    def start(self, like: Tensor) -> Nothing:
-        return Nothing(like)
-
-    def step(self, state, cells: Cells, word: Tensor):
-        return state, self.chances[word].log(), state
-
-
-def test_a_beam_that_ended_leaves_one_beam_less() -> None:
-    # "a" ends with 0.13 and retires; "a c f" (0.136) then goes on alone, and "a c g" (0.134, and sure to end) is lost
-    words = WordList({w: i for i, w in enumerate([*SPECIAL, *"a b c f g p q r s".split()])})
-    after = {
-        "<start>": {"a": 0.8, "b": 0.2},
-        "a": {"c": 0.34, "<end>": 0.1625, "p": 0.125, "q": 0.125, "r": 0.125, "s": 0.1225},
-        "b": {"p": 0.5, "q": 0.5},
-        "c": {"f": 0.502, "g": 0.498},
-        "f": {w: 0.1 for w in "a b c f g p q r s <end>".split()},
-        "g": {"<end>": 1.0},
-    }
-    chances = torch.zeros(len(words.ids), len(words.ids))
-    for word, spread in after.items():
-        for other, chance in spread.items():
-            chances[words.ids[word], words.ids[other]] = chance
-    chances[chances.sum(1) == 0] = 1.0
-    for width, expected in ((1, "a c f"), (2, "a"), (3, "a c g")):
-        (found,) = search(Chain(chances), torch.zeros(1, 1), words, 4, width).tolist()
-        assert words.text(found) == expected.split(), width
-
-
-def test_greedy_takes_the_likeliest_word_each_step() -> None:
-    model = model_of("adaptive", beam=1)
-    cases = cases_of(model)
-    for case, text in zip(cases, model.write(model.stack(cases), cases), strict=True):
-        ids = [WORDS["<start>"]]
-        for _ in range(LENGTH - 1):
-            with torch.no_grad():
-                word = int(model.net(case.pixels[None], torch.tensor([ids]))[0, -1].argmax())
-            if word == WORDS["<end>"]:
-                break
-            ids.append(word)
-        assert text.split() == model.words.text(ids)
 
 
 # ---------------------------------------------------------------- asking

@@ -24,14 +24,16 @@ from torch import Tensor, nn
 
 from heatproof.contract import Case, Unsuited
 from heatproof.lrp.rules import stand
-from heatproof.models.captioner import EMBEDDING, Captioner, explained
-from heatproof.models.captioner_nets import (
+from heatproof.models.adaptive import (
     AdaptiveCaptioner,
     AdaptiveState,
-    Cells,
-    MultiHeadCaptioner,
-    MultiHeadState,
+    SentinelCaptioner,
+    SingleCaptioner,
+    SingleState,
 )
+from heatproof.models.captioner import EMBEDDING, Captioner, explained
+from heatproof.models.captioner_nets import Cells
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadState
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class DecoderRules:
     ``head``: keep this attention head's relevance only (and what goes through the LSTM), as the released explainer
     does; None keeps all heads, because only their sum is the word's relevance.
     ``bias_twice``: the speaking LSTM adds its input bias twice and no recurrent one, also going forward.
-    ``lost_recurrence``: adaptive; what the first LSTM hands to its own last state is lost.
+    ``lost_recurrence``: adaptive and single; what the first LSTM hands to its own last state is lost.
     ``lost_memory``: multi-head; what goes through the forget gate to the last memory is lost.
     """
 
@@ -96,7 +98,11 @@ def relevant(net: Any, rules: DecoderRules) -> None:
     With the encoder's layers replaced as well (``heatproof.lrp.composites``), one backward pass from
     ``twin.logits`` reaches the pixels.
     """
-    kinds: dict[type, type] = {AdaptiveCaptioner: AdaptiveRelevance, MultiHeadCaptioner: MultiHeadRelevance}
+    kinds: dict[type, type] = {
+        AdaptiveCaptioner: AdaptiveRelevance,
+        MultiHeadCaptioner: MultiHeadRelevance,
+        SingleCaptioner: SingleRelevance,
+    }
     if type(net) not in kinds:
         raise Unsuited(
             f"LRP knows {', '.join(kind.__name__ for kind in kinds)}, this is a {type(net).__name__}"
@@ -125,8 +131,8 @@ def _lstm(
     return stand(memory, spoken, _ratio(spoken, memory)), memory
 
 
-class AdaptiveRelevance(AdaptiveCaptioner):
-    """``AdaptiveCaptioner`` whose gradients are relevance / value."""
+class SentinelRelevance(SentinelCaptioner):
+    """What looks, with gradients that are relevance / value."""
 
     rules: DecoderRules
 
@@ -136,34 +142,45 @@ class AdaptiveRelevance(AdaptiveCaptioner):
         whole = self.summarise(self.rules.back(features.mean((2, 3))))
         return Cells(self.key(values).detach(), values, self.rules.back(whole, F.relu(whole)))
 
-    def advance(
-        self, state: AdaptiveState, cells: Cells, word: Tensor, shift: Tensor | float = 0.0
-    ) -> tuple[AdaptiveState, Tensor]:
+    def heed(
+        self, x: Tensor, h: Tensor, c: Tensor, cells: Cells, shift: Tensor | float = 0.0
+    ) -> tuple[SingleState, Tensor]:
         rules = self.rules
-        x1 = torch.cat([state.h2, cells.whole, word], 1)
-        last = state.h1.detach() if rules.lost_recurrence else state.h1
-        h1, c1 = _lstm(self.visual_lstm, x1, last, state.c1, rules)
-        kept = torch.sigmoid(self.gate_x(x1) + self.gate_h(state.h1)) * torch.tanh(c1)
-        sentinel = stand(c1, kept, _ratio(kept, c1))
-        attention, beta = self.attend(h1, sentinel, cells.keys)
+        after, memory = _lstm(self.visual_lstm, x, h.detach() if rules.lost_recurrence else h, c, rules)
+        kept = torch.sigmoid(self.gate_x(x) + self.gate_h(h)) * torch.tanh(memory)
+        sentinel = stand(memory, kept, _ratio(kept, memory))
+        attention, beta = self.attend(after, sentinel, cells.keys)
         attention, beta = attention.detach() + shift, beta.detach()
         seen = rules.back((attention @ cells.values).squeeze(1))
         context = rules.back(beta * sentinel + (1 - beta) * seen)
-        h2, c2 = _lstm(
-            self.language_lstm,
-            torch.cat([context, h1], 1),
-            state.h2,
-            state.c2,
-            rules,
-            bias_twice=rules.bias_twice,
-        )
-        return AdaptiveState(h1, c1, h2, c2, sentinel, beta, seen, context), attention
+        return SingleState(after, memory, sentinel, beta, seen, context), attention
 
-    def mix(self, state: AdaptiveState) -> Tensor:
+    def mix(self, state: Any) -> Tensor:
         return self.rules.back(super().mix(state))
 
     def say(self, mixed: Tensor) -> Tensor:
         return self.rules.back(super().say(mixed))
+
+
+class AdaptiveRelevance(SentinelRelevance, AdaptiveCaptioner):
+    """``AdaptiveCaptioner`` whose gradients are relevance / value."""
+
+    def advance(
+        self, state: AdaptiveState, cells: Cells, word: Tensor, shift: Tensor | float = 0.0
+    ) -> tuple[AdaptiveState, Tensor]:
+        x1 = torch.cat([state.h2, cells.whole, word], 1)
+        looked, attention = self.heed(x1, state.h1, state.c1, cells, shift)
+        x2, twice = torch.cat([looked.context, looked.h], 1), self.rules.bias_twice
+        h2, c2 = _lstm(self.language_lstm, x2, state.h2, state.c2, self.rules, bias_twice=twice)
+        return AdaptiveState(looked.h, looked.c, h2, c2, *looked[2:]), attention
+
+
+class SingleRelevance(SentinelRelevance, SingleCaptioner):
+    """``SingleCaptioner`` whose gradients are relevance / value.
+
+    The released explainer of this net is another: in its LSTM it divides by the candidate after tanh, leaves biases out, and
+    takes the relevance of the image as a whole from the last step alone. There are no arrays of it, and no switches here.
+    """
 
 
 class MultiHeadRelevance(MultiHeadCaptioner):

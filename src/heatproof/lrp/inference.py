@@ -8,7 +8,6 @@ the weights are constants. What it writes afterwards is written by the plain rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ EPSILON = 0.01
 
 
 class Readings(NamedTuple):
-    """Logits [N, T, V] of each next word: as the net reads them, and as it reads them by relevance."""
+    """Logits [N, T, V] (or [M, V]) of each next word: as the net reads them, and as it reads them by relevance."""
 
     plain: Tensor
     weighted: Tensor
@@ -76,27 +75,34 @@ def readings(
     """
     cells = net.look(features)
     state = net.start(cells.whole)
-    plain, weighted = [], []
+    context, spoken = [], []
     for t in range(captions.shape[1]):
         state, _ = net.advance(state, cells, net.embedding(captions[:, t]))
-        context, spoken = state.context, net.mix(state) - state.context
-        plain.append(net.say(context + spoken))
-        first, second = weights(net.output, context, spoken, plain[-1], without, temperature)
-        weighted.append(net.say(first * context + second * spoken))
-    return Readings(torch.stack(plain, 1), torch.stack(weighted, 1))
+        context.append(state.context)
+        spoken.append(net.mix(state) - state.context)
+    found = read_twice(net, torch.cat(context), torch.cat(spoken), without, temperature)
+    return Readings(*(torch.stack(logits.split(len(captions)), 1) for logits in found))
 
 
-def losses(found: Readings, captions: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """The cross-entropies of both readings against the captions [N, T + 1] that they read, shifted by one; the mean over words.
+def read_twice(
+    net: CaptionNet, context: Tensor, spoken: Tensor, without: Tensor, temperature: float = 1.0
+) -> Readings:
+    """Both readings [M, V] of the steps whose context and speaking LSTM are the rows [M, H]."""
+    plain = net.say(context + spoken)
+    first, second = weights(net.output, context, spoken, plain, without, temperature)
+    return Readings(plain, net.say(first * context + second * spoken))
+
+
+def losses(found: Readings, wanted: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """The cross-entropies of both readings against the ids [N, T] (or [M]) that were said next; the mean over words but ``ignored``.
 
     Their sum is what LRP-inference fine-tuning lowers; the plain one alone is its control.
     """
-    wanted = captions[:, 1:].flatten()
-    each = (F.cross_entropy(logits.flatten(0, 1), wanted, ignore_index=pad) for logits in found)
-    plain, weighted = each
+    plain, weighted = (cross_entropy(logits, wanted, ignored) for logits in found)
     return plain, weighted
 
 
-def excluded(ids: Sequence[int]) -> Tensor:
-    """Word ids as ``without`` takes them."""
-    return torch.tensor(list(ids), dtype=torch.long)
+def cross_entropy(logits: Tensor, wanted: Tensor, ignored: int) -> Tensor:
+    """Of logits [..., V] and ids [...], the mean over words but ``ignored``; in float32 at least."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, -2), wanted.flatten(), ignore_index=ignored)

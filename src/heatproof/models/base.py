@@ -28,7 +28,12 @@ from heatproof.contract import Case, Sample, Unsuited
 from heatproof.models.meter import Bill, Memo, Meter
 from heatproof.models.watching import PARTS, PASSING, Watch
 
-OUTPUTS = ("out_proj", "o_proj", "out")  # what CLIP, ViT and the house call an attention's output layer
+OUTPUTS = (
+    "out_proj",
+    "o_proj",
+    "out",
+    "projection",
+)  # what CLIP, ViT, the house and BLIP call an attention's output layer
 LAST = "image.last"  # of transformers: the last block's output, of which the score reads one token
 Context = dict[str, Tensor]  # what a row needs besides the activation: token ids, targets, embeddings
 

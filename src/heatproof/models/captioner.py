@@ -15,7 +15,8 @@ from heatproof.contract import Case, Refused, Sample, Unsuited
 from heatproof.models import asking
 from heatproof.models.base import Context, Model, Stage
 from heatproof.models.captioner_nets import CaptionNet
-from heatproof.models.captioner_search import search
+from heatproof.models.captioner_search import diverse, without
+from heatproof.models.regions import Regions
 from heatproof.models.watching import passing
 from heatproof.models.words import WordList
 
@@ -30,7 +31,9 @@ class Captioner(Model):
 
     A case's tokens are <start> and the words of one caption; its target t is the word tokens[t + 1], which is read
     after tokens[0] to tokens[t]. ``objects`` are the names that count as objects; ``length`` is the longest caption,
-    <start> included; ``beam`` is how wide ``write`` searches.
+    <start> included; ``beam`` is how wide ``write`` searches. With more than one of ``groups`` the search is diverse, by
+    ``diversity`` (``captioner_search.diverse``). Words of ``endings`` are taken off the end of what it writes, unless
+    there is no other.
 
     Sites: "image.conv k" (the encoder's stages), "text.embed 0" [N, length, E], and "cross.attention 0"
     [N, length, heads, cells], zero after the step that speaks the target. ``score`` shows all of them to watchers,
@@ -38,19 +41,26 @@ class Captioner(Model):
     Target policies: "said objects" (every object word that the model itself writes), "caption k" (every object
     word of the sample's k-th caption, teacher-forced; a word that the model does not know cannot be asked), "said words
     'dog, grass'" (every one of these that the model writes), "written" (one case an image, for what is asked of the caption as a whole).
+
+    Where ``frame`` is ``regions.Regions``, pixels are region features [N, R, D] all over: there are no sites of the image,
+    no grid, and cases without evidence.
     """
 
     words: WordList = field(kw_only=True)
     objects: tuple[str, ...] = field(kw_only=True)
     length: int = field(kw_only=True)
     beam: int = field(kw_only=True, default=3)
+    groups: int = field(kw_only=True, default=1)
+    diversity: float = field(kw_only=True, default=0.5)
+    endings: tuple[str, ...] = field(kw_only=True, default=())
 
     family = "captioner"
     space = "log-probability"
     extra_tokens = 0
 
     def _towers(self) -> dict[str, list[Stage]]:
-        net, words, length, beam = cast("CaptionNet", self.net), self.words, self.length, self.beam
+        net = cast("CaptionNet", self.net)
+        told = self.words, self.length, self.beam, self.groups, self.diversity
         parts = list(net.encoder) if isinstance(net.encoder, nn.Sequential) else [net.encoder]
         eyes = [Stage(f"image.conv {k}", _seen_by(part)) for k, part in enumerate(parts)]
         return {
@@ -66,7 +76,7 @@ class Captioner(Model):
             ],
             "write": [
                 *(Stage(None, eye.run) for eye in eyes),
-                Stage(None, lambda x, _: search(net, x, words, length, beam)),
+                Stage(None, lambda x, _: diverse(net, x, *told)),
             ],
         }
 
@@ -74,13 +84,16 @@ class Captioner(Model):
         return [ATTENTION]
 
     def _identity(self) -> object:
-        rest = sorted(self.words.ids.items()), self.objects, self.length, self.beam
+        rest: tuple[object, ...] = (sorted(self.words.ids.items()), self.objects, self.length, self.beam)
+        if self.groups > 1 or self.endings:  # who has neither keeps the hash of before there were any
+            rest += (self.groups, self.diversity, self.endings)
         rules = getattr(self.net, "rules", None)  # of an LRP twin: other gradients, maybe another forward
         return type(self.net).__name__, self.net.config, rules, rest
 
     def _example(self, tower: str) -> tuple[Tensor, Context]:
-        size, like = self.frame.size, next(self.net.parameters())
-        image = like.new_zeros(self.rows, 3, size, size)
+        frame, like = self.frame, next(self.net.parameters())
+        shape = (frame.count, frame.width) if isinstance(frame, Regions) else (3, frame.size, frame.size)
+        image = like.new_zeros(self.rows, *shape)
         whole = torch.full((self.rows,), self.length - 1, device=self.device)
         ids = torch.zeros(self.rows, self.length, dtype=torch.long, device=self.device)
         context = {"ids": ids, "position": whole, "targets": ids[:, :1]}
@@ -108,6 +121,11 @@ class Captioner(Model):
         finally:
             for site in both:
                 del self._watches[site]
+
+    def grid(self, tokens: Tensor) -> Tensor:
+        if isinstance(self.frame, Regions):
+            raise Unsuited(f"{self.name} reads region features: they have no grid")
+        return super().grid(tokens)
 
     # ------------------------------------------------------------------ what a row is asked
 
@@ -205,10 +223,17 @@ class Captioner(Model):
         """[N, 3, H, W] -> N captions, by beam search (greedy where ``beam`` is 1), special tokens left out."""
         return [" ".join(said) for said in self._write(pixels, cases)]
 
+    def variants(self, pixels: Tensor, cases: Sequence[Case]) -> list[list[str]]:
+        """[N, 3, H, W] -> a caption of each of ``groups``, the likeliest first, which is the one that ``write`` gives."""
+        return [[" ".join(said) for said in each] for each in self._variants(pixels, cases)]
+
     def _write(self, pixels: Tensor, cases: Sequence[Case]) -> list[list[str]]:
+        return [first for first, *_ in self._variants(pixels, cases)]
+
+    def _variants(self, pixels: Tensor, cases: Sequence[Case]) -> list[list[list[str]]]:
         with torch.no_grad():
             ids = self._run("write", pixels, cases, {})
-        return [self.words.text(row) for row in ids.tolist()]
+        return [[without(self.words.text(row), self.endings) for row in each] for each in ids.tolist()]
 
     # ------------------------------------------------------------------ asking
 
@@ -234,7 +259,7 @@ class Captioner(Model):
             raise asking.unknown_policy(policy, self.family, accepted)
         if not samples:
             return []
-        seen = [asking.pixels(sample, self.frame) for sample in samples]
+        seen = [self._seen(sample) for sample in samples]
         if said:
             asked = [Case(s.id, s.id, "", image, 0) for s, (image, _) in zip(samples, seen, strict=True)]
             captions = self._write(self.stack(asked), asked)
@@ -254,6 +279,12 @@ class Captioner(Model):
         ]
         return [cases[:1] for cases in found] if policy == "first said object" else found
 
+    def _seen(self, sample: Sample) -> tuple[Tensor, tuple[int, int] | None]:
+        """The model's input, and the size of the photograph where it is one."""
+        if isinstance(self.frame, Regions):
+            return self.frame.read(sample), None
+        return asking.pixels(sample, self.frame)
+
     def _said(self, sample: Sample, image: Tensor, caption: list[str], mark: str) -> Case:
         """One caption of an image as a case, about none of its words yet."""
         ids = [self.words.bos, *(self.words.ids.get(w, self.words.unknown) for w in caption)]
@@ -271,7 +302,7 @@ class Captioner(Model):
         )
 
     def _about_words(
-        self, case: Case, sample: Sample, source: tuple[int, int], names: tuple[str, ...], rivals: bool
+        self, case: Case, sample: Sample, source: tuple[int, int] | None, names: tuple[str, ...], rivals: bool
     ) -> list[Case]:
         """The case about each word of its caption that one of the names means."""
         cases = []
@@ -289,7 +320,7 @@ class Captioner(Model):
                     about=meant[0],
                     target=t,
                     choices=self._rivals(said, meant[0]) if rivals else (),
-                    **asking.evidence(sample, meant, self.frame, source),
+                    **(asking.evidence(sample, meant, self.frame, source) if source else {}),
                 )
             )
         return cases

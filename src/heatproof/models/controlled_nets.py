@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatproof.models.attention import attend
-from heatproof.models.captioner_nets import MultiHeadCaptioner, MultiHeadConfig
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadConfig
 
 SIDE, CELL = 56, 8
 CELLS = SIDE // CELL

@@ -2,7 +2,7 @@
 
 ``config.json`` is the whole net and what the captioner is asked about::
 
-    {"architecture": "adaptive",                      # or "multi_head"
+    {"architecture": "adaptive",                      # or "multi_head", or "single": adaptive without a second LSTM
      "encoder": {"kind": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 64], ...},
      "decoder": {"embed": 64, "hidden": 64, "cells": 49, "channels": 64, "vocabulary": 80},
      "length": 16,                                    # longest caption, <start> included
@@ -10,7 +10,8 @@
 
 ``encoder`` holds a ``transformers`` ResNetConfig's fields, or ``{"kind": "vgg", "channels", "convolutions"}``, or just the
 kind of a frozen trunk, "squeezenet", "mobilenet" or "vgg16" (``models/trunks.py``): then model.safetensors is without it,
-and it is read from the data folder. Weights may be float16; the net computes in float32 with what they say.
+and it is read from the data folder. With ``{"kind": "regions"}`` the net reads region features in place of pixels
+(``models/regions.py``), [36, 2048] unless preprocessor_config.json has other ``"regions": {"count", "width"}``. Weights may be float16; the net computes in float32 with what they say.
 ``words.json`` maps words to ids, <pad>, <unk>, <start> and <end> among them; ``preprocessor_config.json`` is the
 image geometry in the form of Hugging Face's processors, ``do_flip_channel_order`` for BGR.
 """
@@ -28,44 +29,54 @@ from torch import nn
 from heatproof.contract import Refused
 from heatproof.errors import unknown
 from heatproof.geometry import Frame
+from heatproof.models.adaptive import AdaptiveCaptioner, AdaptiveConfig, SingleCaptioner
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import (
-    AdaptiveCaptioner,
-    AdaptiveConfig,
-    CaptionNet,
-    MultiHeadCaptioner,
-    MultiHeadConfig,
-    resnet_trunk,
-    vgg,
-)
+from heatproof.models.captioner_nets import CaptionNet
+from heatproof.models.encoders import resnet_trunk, vgg
 from heatproof.models.hf_classifier import frame_of
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadConfig
+from heatproof.models.region_captioners import (
+    RegionAdaptive,
+    RegionAdaptiveConfig,
+    RegionMultiHead,
+    RegionMultiHeadConfig,
+)
+from heatproof.models.regions import Regions
 from heatproof.models.trunks import TRUNKS
 from heatproof.models.words import WordList
+from heatproof.models.writing import Writing
 from heatproof.records import write_whole
 
 FILES = ("config.json", "words.json", "preprocessor_config.json", "model.safetensors", "card.json")
 NETS: dict[str, Callable[..., CaptionNet]] = {
     "adaptive": lambda encoder, sizes: AdaptiveCaptioner(encoder, AdaptiveConfig(**sizes)),
     "multi_head": lambda encoder, sizes: MultiHeadCaptioner(encoder, MultiHeadConfig(**sizes)),
+    "single": lambda encoder, sizes: SingleCaptioner(encoder, AdaptiveConfig(**sizes)),
+}
+OVER_REGIONS: dict[str, Callable[..., CaptionNet]] = {
+    "adaptive": lambda encoder, sizes: RegionAdaptive(encoder, RegionAdaptiveConfig(**sizes)),
+    "multi_head": lambda encoder, sizes: RegionMultiHead(encoder, RegionMultiHeadConfig(**sizes)),
 }
 ENCODERS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet": lambda **sizes: resnet_trunk(sizes),
     "vgg": vgg,
+    "regions": nn.Sequential,
     **{kind: trunk.fresh for kind, trunk in TRUNKS.items()},
 }
 
 
 @dataclass(frozen=True)
-class OwnCaptioner:
-    """``name`` is the folder; ``beam`` is the width that ``write`` searches with (1: greedy).
+class OwnCaptioner(Writing):
+    """``name`` is the folder; how it writes is told in ``models/writing.py``.
 
-    ``folder`` has the weights of a trunk that is not shipped (the data folder, as for ``imagenet``).
+    ``folder`` has the weights of a trunk that is not shipped (the data folder, as for ``imagenet``), ``regions`` the region
+    features of a net that reads these.
     """
 
     name: str
-    beam: int = 3
     rows: int = 8
     folder: str = ""
+    regions: str = ""
 
     def load(self, name: str, device: str = "cpu") -> Captioner:
         """The captioner; raises Refused where a file is missing or does not fit."""
@@ -81,7 +92,8 @@ class OwnCaptioner:
         config = _read(folder / "config.json")
         words = WordList(_read(folder / "words.json"))
         net = build(config, str(folder / "config.json"))
-        trunk = TRUNKS.get(config["encoder"].get("kind"))
+        kind = config["encoder"].get("kind")
+        trunk = TRUNKS.get(kind)
         frozen = trunk.read(self.folder, name).state_dict() if trunk else {}
         own = {f"encoder.{key}": value for key, value in frozen.items()}
         try:
@@ -92,15 +104,20 @@ class OwnCaptioner:
         return Captioner(
             name,
             net,
-            _frame(_read(folder / "preprocessor_config.json")),
+            self._frame(_read(folder / "preprocessor_config.json"), regions=kind == "regions"),
             card=_read(folder / "card.json"),
             rows=self.rows,
             device=device,
             words=words,
             objects=tuple(config["objects"]),
             length=config["length"],
-            beam=self.beam,
+            **self.writing(name, net),
         )
+
+    def _frame(self, page: dict[str, Any], *, regions: bool) -> Frame:
+        if regions:
+            return Regions(folder=self.regions, **page.get("regions", {}))
+        return replace(frame_of(page), channels="bgr" if page.get("do_flip_channel_order") else "rgb")
 
 
 def build(config: Mapping[str, Any], where: str = "config") -> CaptionNet:
@@ -116,12 +133,13 @@ def build(config: Mapping[str, Any], where: str = "config") -> CaptionNet:
         raise Refused(f"{where}: {', '.join(absent)} missing")
     sizes = dict(config["encoder"])
     kind, architecture = sizes.pop("kind", "resnet"), config["architecture"]
-    if architecture not in NETS:
-        raise unknown(f"{where}: architecture", "captioner", architecture, NETS)
+    nets = OVER_REGIONS if kind == "regions" else NETS
+    if architecture not in nets:
+        raise unknown(f"{where}: architecture", "captioner", architecture, nets)
     if kind not in ENCODERS:
         raise unknown(f"{where}: encoder.kind", "encoder", kind, ENCODERS)
     try:
-        return NETS[architecture](ENCODERS[kind](**sizes), dict(config["decoder"]))
+        return nets[architecture](ENCODERS[kind](**sizes), dict(config["decoder"]))
     except (TypeError, ValueError) as error:
         raise Refused(f"{where}: {error}") from error
 
@@ -145,7 +163,9 @@ def save(
     pages = {
         "config.json": config,
         "words.json": words,
-        "preprocessor_config.json": {
+        "preprocessor_config.json": {"regions": {"count": frame.count, "width": frame.width}}
+        if isinstance(frame, Regions)
+        else {
             "size": {"height": frame.size, "width": frame.size},
             "image_mean": list(frame.mean),
             "image_std": list(frame.std),
@@ -158,10 +178,6 @@ def save(
     write_whole(folder / "model.safetensors", packed(weights))
     for name, page in pages.items():
         write_whole(folder / name, json.dumps(page, indent=1, ensure_ascii=False) + "\n")
-
-
-def _frame(page: dict[str, Any]) -> Frame:
-    return replace(frame_of(page), channels="bgr" if page.get("do_flip_channel_order") else "rgb")
 
 
 def _read(path: Path) -> Any:

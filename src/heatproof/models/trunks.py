@@ -15,7 +15,7 @@ from torch import nn
 from heatproof.contract import Refused
 from heatproof.geometry import Frame
 from heatproof.models import imagenet
-from heatproof.models.captioner_nets import vgg
+from heatproof.models.encoders import vgg
 
 SIDE = 224
 
