@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heatproof import Explanation, Unsuited
 from heatproof.contract import Case
 from heatproof.lrp.composites import Composite, from_score, from_text
 from heatproof.lrp.decoder import DecoderRules
-from heatproof.lrp.words import from_word
+from heatproof.lrp.words import from_word, piled
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Lrp:
     it for each net on a grid from 0 to 1.
 
     A captioner's decoder goes by Sun et al. 2022 with ``decoder_epsilon``, its encoder by ``composite`` (there:
-    "alpha1beta0").
+    "alpha1beta0"). ``head`` keeps one attention head's relevance, as they do; None keeps all, whose sum is the word's.
+    ``as_released`` brings their code's bugs back: the speaking LSTM's input bias counts twice, what the recurrence or the
+    forget gate hands back is lost, and a word's pixels pile up on those of the words before it.
 
     Biases keep relevance: nearly all in deep nets where they are folded and large (MobileNetV2: less than 1 % comes
     through, except with "epsilon"), 0 to 5 % in SqueezeNet 1.1; so maps compare by place and not by sum. So does the
@@ -43,6 +45,8 @@ class Lrp:
     linear_gamma: float = 0.05
     mixing: str = "attnlrp"
     decoder_epsilon: float = 0.01
+    head: int | None = None
+    as_released: bool = False
 
     def explain(self, model: Any, cases: Sequence[Case]) -> list[Explanation]:
         transformer = "image.attention" in model.sites
@@ -51,11 +55,16 @@ class Lrp:
         linear_gamma = self.linear_gamma if transformer else 0.0
         composite = Composite(self.composite, self.epsilon, self.gamma, linear_gamma, self.mixing)
         if model.family == "captioner":
-            rules = DecoderRules(self.decoder_epsilon)
-            heats, texts = from_word(model, composite, rules, cases)
+            rules = DecoderRules.released(self.head) if self.as_released else DecoderRules(head=self.head)
+            way = piled if self.as_released else from_word
+            heats, texts = way(model, composite, replace(rules, epsilon=self.decoder_epsilon), cases)
             sizes = [0 if case.tokens is None else len(case.tokens) for case in cases]
             rows = zip(heats, texts, sizes, strict=True)
             return [Explanation(image=heat, text=word[:size]) for heat, word, size in rows]
+        if self.as_released or self.head is not None:
+            raise Unsuited(
+                f"`as_released` and `head` are of a captioner's decoder; {model.name} is a {model.family}"
+            )
         images = from_score(model, composite, cases)
         if model.family == "classifier":
             return [Explanation(image=heat) for heat in images]

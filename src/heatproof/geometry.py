@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 MODES = ("squash", "crop", "keep")
 POOLS = ("sum", "mean", "max_abs", "l2")
 SIGNS = ("signed", "positive", "negative", "abs")
-UPSAMPLES = ("bilinear", "nearest", "bicubic", "none")
+UPSAMPLES = ("bilinear", "nearest", "bicubic", "pyramid", "none")
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,26 @@ def read(
         }
         plane = pooled[pool]()
     if size is not None and upsample != "none" and tuple(plane.shape) != tuple(size):
-        corners = None if upsample == "nearest" else False
-        mode = "nearest-exact" if upsample == "nearest" else upsample
-        plane = F.interpolate(plane[None, None], size=size, mode=mode, align_corners=corners)[0, 0]
+        if upsample == "pyramid":
+            plane = pyramid(plane, size)
+        else:
+            corners = None if upsample == "nearest" else False
+            mode = "nearest-exact" if upsample == "nearest" else upsample
+            plane = F.interpolate(plane[None, None], size=size, mode=mode, align_corners=corners)[0, 0]
     if sign == "positive":
         return plane.clamp(min=0)
     if sign == "negative":
         return (-plane).clamp(min=0)
     return plane.abs() if sign == "abs" else plane
+
+
+def pyramid(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """[h, w] -> [H, W]: linear interpolation between cells' centres, then a Gaussian of sigma 2/6 of the enlargement.
+
+    Interpolation mirrors at the centre of the border's cells, the Gaussian at their edge, as scikit-image's
+    ``pyramid_expand`` has them by default.
+    """
+    factors = [new / old for new, old in zip(size, heat.shape, strict=True)]
+    fine = ndimage.zoom(heat.cpu().numpy(), factors, order=1, mode="mirror", grid_mode=True)
+    smooth = ndimage.gaussian_filter(fine, [2 * factor / 6 for factor in factors], mode="reflect")
+    return torch.from_numpy(np.ascontiguousarray(smooth)).to(heat)

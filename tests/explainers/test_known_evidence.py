@@ -40,6 +40,11 @@ USES = {
     "gradcam": {},
     "lrp": {},
     "m2ib": {"repeats": 4},
+    "captioner_gradients:Gradient": {},
+    "captioner_gradients:InputXGradient": {},
+    "captioner_gradients:GuidedBackprop": {},
+    "captioner_gradients:GradCam": {},
+    "captioner_gradients:GuidedGradCam": {},
     "captum_suite:Saliency": {},
     "captum_suite:InputXGradient": {},
     "captum_suite:IntegratedGradients": {"steps": 10},
@@ -66,6 +71,9 @@ CONTROLS = {
     "precomputed",
 }
 ABSOLUTE = {
+    "captioner_gradients:Gradient",
+    "captioner_gradients:GuidedBackprop",
+    "captioner_gradients:GuidedGradCam",
     "guided:GuidedBackprop",
     "guided:GuidedGradCam",
     "smoothgrad",

@@ -23,6 +23,10 @@ UNSUITED = {
     "grad_eclip": "reads the class token .* with 0 such tokens",
     "guided:GuidedBackprop": "needs ReLU layers",
     "guided:GuidedGradCam": "needs convolutions",
+    **{
+        f"captioner_gradients:{name}": "go through a captioner's decoder"
+        for name in ("Gradient", "InputXGradient", "GuidedBackprop", "GradCam", "GuidedGradCam")
+    },
 }
 
 

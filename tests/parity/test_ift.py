@@ -1,59 +1,22 @@
-"""LRP-inference fine-tuning against arrays that the authors' code computed: weights, both readings, losses, gradients.
-
-Everything comes from the folder itself (``lrp_captioning/FIXTURES.md`` describes it): another folder of the same layout passes as it is.
-"""
+"""LRP-inference fine-tuning against arrays that the authors' code computed: weights, both readings, losses, gradients."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from heatproof.lrp.inference import excluded, losses, normalised, readings, weights
-from heatproof.models.captioner_nets import (
-    AdaptiveCaptioner,
-    AdaptiveConfig,
-    CaptionNet,
-    MultiHeadCaptioner,
-    MultiHeadConfig,
-    vgg,
-)
+from heatproof import shelf
+from heatproof.lrp.inference import losses, normalised, readings, weights
+from heatproof.models.adaptive import AdaptiveCaptioner
 
-HOUSE = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("HEATPROOF_PARITY", HOUSE.parent / "shared" / "parity")) / "lrp_captioning"
-pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"no reference arrays in {FOLDER} (set HEATPROOF_PARITY)"
-)
+folder = shelf.load(Path(__file__).with_name("folder.py"))
+read, every, whole, net_of, apart = folder.read, folder.every, folder.whole, folder.net_of, folder.apart
+pytestmark = folder.present
 LOSS, GRADIENT, SINGLE = 1e-6, 1e-5, 1e-5
-
-
-def read(name: str) -> MappingProxyType[str, np.ndarray]:
-    with np.load(FOLDER / f"{name}.npz") as file:
-        return MappingProxyType(dict(file))
-
-
-def net_of(kind: str) -> CaptionNet:
-    setup = read("setup")
-    encoder = vgg(setup["conv_channels"].tolist(), setup["convs_per_stage"].tolist())
-    vocabulary, channels = len(setup["vocab"]), int(setup["conv_channels"][-1])
-    embed, hidden = int(setup["embed_dim"]), int(setup["hidden_dim"])
-    if kind == "gridtd":
-        side = setup["image"].shape[-1] // 2 ** (len(setup["conv_channels"]) - 1)
-        net = AdaptiveCaptioner(encoder, AdaptiveConfig(vocabulary, channels, side * side, embed, hidden))
-    else:
-        heads = int(setup["num_heads"])
-        net = MultiHeadCaptioner(encoder, MultiHeadConfig(vocabulary, channels, embed, hidden, heads))
-    net.double().load_released({name: torch.from_numpy(v) for name, v in read(f"{kind}_state").items()})
-    return net.eval()
-
-
-def apart(found: torch.Tensor, expected: np.ndarray) -> float:
-    return float(np.abs(found.detach().double().numpy() - expected).max() / np.abs(expected).max())
 
 
 def asked(kind: str, dtype: torch.dtype = torch.float64):
@@ -64,50 +27,59 @@ def asked(kind: str, dtype: torch.dtype = torch.float64):
     features = net.encoder(torch.cat([image, image.flip(-1)]))
     if isinstance(net, AdaptiveCaptioner):
         net.newest = True  # the released fine-tuning reads the new state there
-    found = readings(net, features, captions[:, :-1], excluded(setup["excluded_ids"].tolist()))
+    found = readings(net, features, captions[:, :-1], torch.from_numpy(setup["excluded_ids"]))
     return net, found, captions, arrays
 
 
-@pytest.mark.parametrize(("key", "temperature"), [("t1", 1.0), ("t2", 2.0), ("t05", 0.5)])
-def test_relevance_becomes_weights(key: str, temperature: float) -> None:
-    arrays = read("normalize")
-    found = normalised(torch.from_numpy(arrays["X"]), temperature)
-    np.testing.assert_allclose(found.numpy(), arrays[key], atol=1e-12)
+@whole("normalize")
+def test_relevance_becomes_weights(name: str) -> None:
+    with every(name) as arrays:
+        for key in set(arrays) - {"X"}:
+            temperature = {"t1": 1.0, "t2": 2.0, "t05": 0.5}[key]
+            found = normalised(torch.from_numpy(arrays["X"]), temperature)
+            np.testing.assert_allclose(found.numpy(), arrays[key], atol=1e-12, err_msg=key)
 
 
-def test_one_step_of_weights() -> None:
-    arrays = {k: torch.from_numpy(v) for k, v in read("gridtd_ift_weight_step").items()}
+@whole("gridtd_ift_weight_step")
+def test_one_step_of_weights(name: str) -> None:
+    with every(name) as file:
+        arrays = {key: torch.from_numpy(value) for key, value in file.items()}
     layer = nn.Linear(*arrays["fc_weight"].T.shape).double()
     layer.weight.data, layer.bias.data = arrays["fc_weight"], arrays["fc_bias"]
-    without = excluded(read("setup")["excluded_ids"].tolist())
+    without = torch.from_numpy(read("setup")["excluded_ids"])
     found = weights(layer, arrays["context"], arrays["h"], arrays["logits"], without)
-    off = [apart(one, arrays[key].numpy()) for one, key in zip(found, ("w_context", "w_h"), strict=True)]
-    print(f"weights of one step off by {max(off):.1e}")
-    assert max(off) < 1e-12
+    mixed = layer(arrays["h"] + arrays["context"])
+    told = {"w_context": found[0], "w_h": found[1], "logits": mixed}
+    off = {key: apart(one, arrays[key].numpy()) for key, one in told.items()}
+    print(f"weights of one step off by {off}")
+    assert max(off.values()) < 1e-12
     still = (arrays["w_context"] == 1).all(1)
     assert 0 < int(still.sum()) < len(still)  # both sorts of words were tried
 
 
-@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_both_readings_and_their_losses(kind: str, dtype: torch.dtype) -> None:
-    _, found, captions, arrays = asked(kind, dtype)
-    tolerance = 1e-12 if dtype == torch.float64 else SINGLE
-    off = apart(found.plain, arrays["logits"]), apart(found.weighted, arrays["weighted_logits"])
-    plain, weighted = losses(found, captions, pad=0)
-    lost = apart(plain, arrays["loss_standard"]), apart(weighted, arrays["loss_lrp"])
-    print(f"{kind} {dtype}: readings off by {max(off):.1e}, losses by {max(lost):.1e}")
-    assert max(off) < tolerance
-    assert max(lost) < LOSS
-
-
-def test_gradients_of_both_losses() -> None:
-    net, found, captions, arrays = asked("gridtd")
-    named = {"grad_fc_weight": net.output, "grad_emb": net.embedding, "grad_wv": net.key}
-    grads = torch.autograd.grad(sum(losses(found, captions, pad=0)), [m.weight for m in named.values()])
-    off = [apart(grad, arrays[key]) for grad, key in zip(grads, named, strict=True)]
-    print(f"gradients off by {max(off):.1e}")
-    assert max(off) < GRADIENT
+@whole("gridtd_ift", "aoa_ift")
+def test_both_readings_their_losses_and_the_gradients(name: str, dtype: torch.dtype) -> None:
+    net, found, captions, _ = asked(name.partition("_")[0], dtype)
+    plain, weighted = losses(found, captions[:, 1:], 0)
+    learned = {"grad_fc_weight": net.output, "grad_emb": net.embedding, "grad_wv": net.key}
+    grads = torch.autograd.grad(plain + weighted, [layer.weight for layer in learned.values()])
+    told = {
+        "captions": captions,
+        "lens": (captions != 0).sum(1),
+        "logits": found.plain,
+        "weighted_logits": found.weighted,
+        "loss_standard": plain,
+        "loss_lrp": weighted,
+        **dict(zip(learned, grads, strict=True)),
+    }
+    with every(name) as arrays:
+        off = {key: apart(told[key], value) for key, value in arrays.items()}
+    print(f"{name} {dtype}: off by {off}")
+    readings_tolerance = 1e-12 if dtype == torch.float64 else SINGLE
+    for key, much in off.items():
+        kind = key.partition("_")[0]
+        assert much < {"loss": LOSS, "grad": GRADIENT}.get(kind, readings_tolerance), key
 
 
 def test_the_released_gate_is_another_and_the_corrected_reading_is_the_nets_own() -> None:
@@ -116,7 +88,7 @@ def test_the_released_gate_is_another_and_the_corrected_reading_is_the_nets_own(
     setup = read("setup")
     image = torch.from_numpy(setup["image"])
     batch = torch.cat([image, image.flip(-1)])
-    without = excluded(setup["excluded_ids"].tolist())
+    without = torch.from_numpy(setup["excluded_ids"])
     found = readings(net, net.encoder(batch), captions[:, :-1], without)
     assert float((found.plain - released.plain).detach().abs().max()) > 1e-4
     assert torch.allclose(found.plain, net(batch, captions[:, :-1]), rtol=1e-10)

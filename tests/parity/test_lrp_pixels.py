@@ -1,83 +1,48 @@
-"""Pixel LRP of a captioner, decoder and VGG together, against what the authors' released code computed.
-
-Everything is read from ``lrp_captioning`` (its FIXTURES.md says what the arrays are); tolerance 1e-12 of the largest
-value, as stated there for float64.
-"""
+"""Pixel LRP of a captioner, decoder and VGG together, against what the authors' code computed (``folder.py``)."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from heatproof.contract import Case
-from heatproof.geometry import Frame
+from heatproof import shelf
 from heatproof.lrp.composites import Composite
 from heatproof.lrp.decoder import DecoderRules
 from heatproof.lrp.words import from_word
-from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import (
-    AdaptiveCaptioner,
-    AdaptiveConfig,
-    CaptionNet,
-    MultiHeadCaptioner,
-    MultiHeadConfig,
-    vgg,
+
+folder = shelf.load(Path(__file__).with_name("folder.py"))
+pytestmark = folder.present
+Lrp = shelf.load(Path(__file__).resolve().parents[2] / "explainers" / "lrp.py").Lrp
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, folder.EXACT), (torch.float32, folder.SINGLE_LRP)]
 )
-from heatproof.models.words import WordList
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("HEATPROOF_PARITY", ROOT.parent / "shared" / "parity")) / "lrp_captioning"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"HEATPROOF_PARITY: nothing at {FOLDER}")
-
-
-def read(name: str) -> dict[str, np.ndarray]:
-    with np.load(FOLDER / f"{name}.npz") as file:
-        return dict(file)
-
-
-def model_of(kind: str) -> Captioner:
-    told = read("setup")
-    channels, convolutions = told["conv_channels"].tolist(), told["convs_per_stage"].tolist()
-    encoder, words = vgg(channels, convolutions), {str(w): k for k, w in enumerate(told["vocab"])}
-    embed, hidden = int(told["embed_dim"]), int(told["hidden_dim"])
-    net: CaptionNet
-    if kind == "gridtd":
-        cells = (told["image"].shape[-1] // 2 ** (len(channels) - 1)) ** 2
-        net = AdaptiveCaptioner(encoder, AdaptiveConfig(len(words), channels[-1], cells, embed, hidden))
-    else:
-        heads = int(told["num_heads"])
-        net = MultiHeadCaptioner(encoder, MultiHeadConfig(len(words), channels[-1], embed, hidden, heads))
-    net.double().load_released({k: torch.from_numpy(v) for k, v in read(f"{kind}_state").items()})
-    told_of = {"words": WordList(words), "objects": (), "length": len(told["caption_encode"])}
-    return Captioner(kind, net, Frame(told["image"].shape[-1]), rows=3, **told_of)
+@folder.whole("lrp_pixels")
+def test_every_stored_word_and_their_released_sum(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    cases = folder.cases_of(dtype)
+    found = {}
+    for kind in folder.NETS:
+        rules = DecoderRules.released(folder.head_of(kind))
+        found[kind], _ = from_word(folder.model_of(kind, dtype), Composite("alpha1beta0"), rules, cases)
+    with folder.every(name) as expected:
+        for key, value in expected.items():
+            what, t, sub = folder.place(key)
+            kind, _, form = what.removesuffix("_R").partition("_")
+            # released: gradients pile up over the words
+            mine = found[kind][t] if form == "cleared" else found[kind][: t + 1].sum(0)
+            if form == "as_released" and dtype == torch.float64:  # the method of the shelf, with its switch
+                lrp = Lrp("alpha1beta0", as_released=True, head=folder.head_of(kind))
+                (told,) = lrp.explain(folder.model_of(kind, dtype), [cases[t]])
+                assert folder.apart(folder.seen(told.image, sub), value) < tolerance, key
+            assert folder.apart(folder.seen(mine, sub), value) < tolerance, key
 
 
-@pytest.mark.parametrize("kind", ["gridtd", "aoa"])
-def test_every_stored_word_and_their_released_sum(kind: str) -> None:
-    told, expected = read("setup"), read("lrp_pixels")
-    tokens, image = torch.from_numpy(told["caption_encode"]), torch.from_numpy(told["image"])[0]
-    cases = [Case(f"w{t}", "s", "", image, t, tokens=tokens) for t in range(len(tokens) - 1)]
-    head = int(told["aoa_explained_head"]) if kind == "aoa" else None
-    model = model_of(kind)
-    rules = DecoderRules.released(head)
-    found = from_word(model, Composite("alpha1beta0"), rules, cases)[0].numpy()
-    keys = [key for key in expected if key.startswith(f"{kind}_")]
-    assert keys
-    for key in keys:
-        form, _, rest = key.removeprefix(f"{kind}_").partition("_R_")
-        word, _, sub = rest.partition("_")
-        t = int(word)
-        mine = (
-            found[t] if form == "cleared" else found[: t + 1].sum(0)
-        )  # released: gradients pile up over the words
-        mine = mine[:, 0::2, 1::2] if sub else mine
-        scale = np.abs(expected[key]).max()
-        np.testing.assert_allclose(mine, expected[key][0], rtol=0, atol=1e-12 * scale, err_msg=key)
-    other = from_word(model, Composite("gamma"), rules, cases[:1])[
-        0
-    ].numpy()  # the test can fail: another rule is another map
-    assert np.abs(other[0] - found[0]).max() > 0.01 * np.abs(found[0]).max()
+def test_another_rule_is_another_map() -> None:
+    cases, model = folder.cases_of()[:1], folder.model_of("gridtd")
+    rules = DecoderRules.released()
+    found, other = (from_word(model, Composite(name), rules, cases)[0] for name in ("alpha1beta0", "gamma"))
+    assert folder.apart(other, np.asarray(found)) > 0.01
