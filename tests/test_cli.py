@@ -177,7 +177,7 @@ def test_list_names_everything_on_a_shelf_in_a_line(home, type_, what):
         files = place.files(what)
         assert {name.partition(":")[0] for name in names} == {
             *files,
-            *(place.recipes() if what == "models" else ()),
+            *(place.trained() if what == "models" else ()),
         }
     assert all(line.endswith("]") for line in out.splitlines())
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import heatproof
+from heatproof import captioncli
 from heatproof.errors import Refused
 
 BENCHMARK = click.argument("benchmark")
@@ -38,15 +39,10 @@ def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _order(benchmark: str, **settings: Any) -> Any:
+    from heatproof.ordering import folders
     from heatproof.runner import Order
 
-    pairs: dict[str, str] = {}
-    for text in settings.pop("data", ()):
-        name, sep, folder = text.partition("=")
-        if not sep:
-            raise Refused(f"--data {text}: found no '='; write NAME=DIR")
-        pairs[name] = folder
-    return Order(benchmark, data=pairs, **settings)
+    return Order(benchmark, data=folders(settings.pop("data", ())), **settings)
 
 
 class Plain(click.Group):
@@ -110,9 +106,9 @@ def _render(summary: Any, workspace: Path) -> list[Path]:
 
 
 def _short(path: Path) -> str:
-    cwd = Path.cwd().resolve()
-    path = path.resolve()
-    return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
+    from heatproof.ordering import shown
+
+    return shown(path)
 
 
 @cli.command()
@@ -299,7 +295,9 @@ def figure(benchmark: str, rows: str, out: Path, ours: str, column: str, model: 
 @click.option(
     "--out", type=click.Path(path_type=Path), help="where the weights go (default: beside the recipe)"
 )
-def train(recipe: str, out: Path | None) -> None:
+@click.option("--seed", type=int, help="instead of the recipe's")
+@click.option("--start", help="for fine-tuning: the captioner to start from, instead of the recipe's")
+def train(recipe: str, out: Path | None, seed: int | None, start: str | None) -> None:
     """Train a model by its recipe; resumes after a kill."""
     from heatproof.errors import unknown
     from heatproof.shelf import Place
@@ -310,7 +308,10 @@ def train(recipe: str, out: Path | None) -> None:
     if path is None or not path.is_file():
         raise unknown("heatproof train", "recipe", recipe, known)
     target = out or Path.cwd() / "recipes" / "weights" / path.stem
-    card: Mapping[str, Any] = begin(path, target)
+    given: dict[str, Any] = {
+        key: value for key, value in (("seed", seed), ("start", start)) if value is not None
+    }
+    card: Mapping[str, Any] = begin(path, target, **given)
     for key, value in card.items():
         click.echo(f"{key}: {value}")
 
@@ -350,6 +351,10 @@ def doctor() -> None:
     for line in lines:
         click.echo(line)
     sys.exit(0 if healthy else 1)
+
+
+cli.add_command(captioncli.captions)
+cli.add_command(captioncli.audit_captions)
 
 
 def main() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from PIL import Image
 
-from heatproof import detector, pictures, plots, tables, words
+from heatproof import detector, pictures, plots, tables, versus, words
 from heatproof.errors import listed
 from heatproof.pictures import Example, Picture
 from heatproof.plots import MeanCurve
@@ -36,14 +36,7 @@ def write(result: Result | Summary, folder: Path) -> list[Path]:
 def html(result: Result | Summary) -> str:
     """The page: first the badge, the sentences, maps and charts, then every number and where it comes from."""
     summary = summarise(result)
-    home = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=ChainableUndefined,  # an older run.json says less: the page has a gap, not an error
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    home = templates()
     home.filters["listed"] = listed
     home.filters["faults"] = detector.faults
     home.filters["settings"] = words.settings
@@ -60,13 +53,14 @@ def html(result: Result | Summary) -> str:
             _strip_row(e, b)
             for e in pictures.examples(summary.result)
             for b in summary.blocks
-            if b.model == e.model
+            if b.model == e.model and b.columns  # none where all metrics are of the models themselves
         ],
         charts=_charts(summary),
         suspects=_suspects(summary),
         reasons=_reasons(summary),
         unsuited=_unsuited(summary),
         models=tables.of_models(summary),
+        versus=versus.pairs(summary),
         told=[words.of_models(grid.columns[0]) for grid in tables.of_models(summary)],
         blocks=[_block(summary, block) for block in summary.blocks if block.columns],
         marks=words.MARKS,
@@ -74,6 +68,18 @@ def html(result: Result | Summary) -> str:
         palette=palette,
         groups=tables.GROUPS,
         definitions=words.definitions(summary),
+    )
+
+
+def templates() -> Environment:
+    """The pages' templates, for this one and for that of captions."""
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=ChainableUndefined,  # an older run.json says less: the page has a gap, not an error
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
@@ -87,7 +93,7 @@ def _strip_row(example: Example, block: Block) -> dict[str, Any]:
             "name": "the image",
             "note": "",
             "control": False,
-            "picture": _inline(pictures.framed(example.image, example.evidence)),
+            "picture": inline(pictures.framed(example.image, example.evidence)),
             "text": [(token, "transparent") for token in example.spoken],
         }
     ]
@@ -99,8 +105,8 @@ def _strip_row(example: Example, block: Block) -> dict[str, Any]:
                 "name": name,
                 "note": column.text(cell.value) if cell else "",
                 "control": name in block.controls,
-                "picture": _inline(picture),
-                "text": _tinted(example.spoken, example.texts.get(name)),
+                "picture": inline(picture),
+                "text": tinted(example.spoken, example.texts.get(name)),
             }
         )
     return {
@@ -114,14 +120,14 @@ def _strip_row(example: Example, block: Block) -> dict[str, Any]:
     }
 
 
-def _inline(picture: Picture) -> str:
+def inline(picture: Picture) -> str:
     """A picture as a data URI; JPEG without chroma subsampling keeps the outline sharp."""
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "JPEG", quality=86, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _tinted(spoken: Sequence[str], text: pictures.Array | None) -> list[tuple[str, str]]:
+def tinted(spoken: Sequence[str], text: pictures.Array | None) -> list[tuple[str, str]]:
     """Each token with the colour of its relevance, on the scale of the largest."""
     if text is None or len(text) != len(spoken):
         return []
