@@ -39,6 +39,8 @@ def slow(how, table, weights):
     copies = [row for row in table for _ in range(int(weights[names.index(row[0])]))]
     if not copies:
         return math.nan
+    if how.startswith("auc_"):
+        return slow_area(how, copies)
     if how == "class_mean":
         scores = {}
         for _, about, value, _ in copies:
@@ -52,6 +54,8 @@ def slow(how, table, weights):
         return sum(there) / len(there) if there else math.nan
     if how == "ratio_or_zero":
         return sum(n / d if d else 0.0 for n, d in zip(num, den, strict=True)) / len(num)
+    if how == "ratio_over_fewer":
+        return sum(n / d if d else 0.0 for n, d in zip(num, den, strict=True)) / (len(num) - 1)
     if how == "bleu":
         product = math.prod(n / d if d else 0.0 for n, d in zip(num, den, strict=True))
         words, wanted = (sum(r[3][p] for r in copies) for p in ("words", "wanted"))
@@ -64,17 +68,40 @@ def slow(how, table, weights):
     return area if num[-1] else math.nan
 
 
+def slow_area(how, copies):
+    """Sun et al.'s area of a list of rows: of each photograph and word the extreme one, once for each copy of the photograph."""
+    photographs = {}
+    for row in copies:
+        photographs.setdefault(row[0], []).append(row)
+    true, false = [], []
+    for some in photographs.values():
+        every = {id(row): row for row in some}
+        times = len(some) // len(every)
+        last = max(every.values(), key=lambda row: row[3]["place"])[3]["score"]
+        words = {}
+        for _, about, _, parts in every.values():
+            score = last if how == "auc_of_last" else parts["score"]
+            words.setdefault((about, parts["label"]), []).append(score)
+        for (_, label), scores in words.items():
+            (true if label else false).extend([max(scores) if label else min(scores)] * times)
+    if not (true and false):
+        return math.nan
+    return sum((t > f) + (t == f) / 2 for t in true for f in false) / len(true) / len(false)
+
+
 @st.composite
 def tables(draw, how, most=12):
     """Rows of four photographs and three things asked about, with parts as the metrics give them."""
     table = []
     for _ in range(draw(st.integers(1, most))):
         parts = {}
-        if how in ("pooled_ratio", "ratio_or_zero", "bleu"):
+        if how in ("pooled_ratio", "ratio_or_zero", "ratio_over_fewer", "bleu"):
             den = draw(st.lists(st.integers(0, 9), min_size=2, max_size=2))
             parts = {"num": [draw(st.integers(0, d)) for d in den], "den": den}
             if how == "bleu":
                 parts |= {"words": draw(st.integers(1, 9)), "wanted": draw(st.integers(1, 9))}
+        if how.startswith("auc_"):
+            parts = {"label": draw(st.integers(0, 1)), "score": draw(st.integers(0, 5)), "place": len(table)}
         if how == "pooled_precision":
             rise = [draw(st.integers(0, 5)) for _ in range(2 * THRESHOLDS)]
             hits = list(itertools.accumulate(rise[:THRESHOLDS]))
@@ -85,7 +112,10 @@ def tables(draw, how, most=12):
     return table
 
 
-HOWS = ("bleu", "class_mean", "pooled_ratio", "pooled_precision", "ratio_or_zero")
+HOWS = (
+    *("bleu", "class_mean", "pooled_ratio", "pooled_precision", "ratio_or_zero", "ratio_over_fewer"),
+    *("auc_extremes", "auc_of_last"),
+)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -131,7 +161,7 @@ def sample_table(how, shift=0.0):
     table = []
     for i in range(24):
         parts = {}
-        if how in ("pooled_ratio", "ratio_or_zero", "bleu"):
+        if how in ("pooled_ratio", "ratio_or_zero", "ratio_over_fewer", "bleu"):
             parts = {"num": [int(k) for k in chance.integers(1, 9, 2)], "den": [9, 12]}
             parts |= {"words": int(chance.integers(5, 9)), "wanted": 8} if how == "bleu" else {}
         if how == "pooled_precision":
@@ -140,6 +170,8 @@ def sample_table(how, shift=0.0):
                 "num": hits.tolist(),
                 "den": (hits + np.cumsum(chance.integers(1, 9, THRESHOLDS))).tolist(),
             }
+        if how.startswith("auc_"):
+            parts = {"label": int(i % 3 > 0), "score": float(chance.random()) + 0.1 * (i % 3), "place": i}
         about = ("cat", "cat", "cat", "dog", "emu")[i % 5]
         table.append((f"s{i // 2:02d}", about, float(chance.random()) + shift * (about == "dog"), parts))
     return table
@@ -227,5 +259,5 @@ def test_lists_of_sums_survive_the_table_on_disk(tmp_path):
 
 @pytest.mark.parametrize("how", HOWS)
 def test_their_rows_are_on_the_scale_of_the_result(how):
-    assert how in reducers.CASEWISE
+    assert (how in reducers.CASEWISE) == (not how.startswith("auc_"))
     assert math.isnan(reduce(how, Numbering.of(made := records([("a", "cat", 1.0, {})])).rows(made[:0], how)))

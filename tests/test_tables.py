@@ -313,7 +313,7 @@ def test_an_unknown_reducer_is_named(tmp_path):
     odd = {"deletion": [{**synthetic.MEASURES["deletion"][0], "reduce": "median"}]}
     with pytest.raises(
         ValueError,
-        match=r"deletion\.srg: no reducer is named 'median'; there are \['bleu', 'class_mean', 'max_by', 'mean'",
+        match=r"deletion\.srg: no reducer is named 'median'; there are \['auc_extremes', 'auc_of_last', 'bleu', 'class_mean', 'max_by', 'mean'",
     ):
         summarise(synthetic.make(tmp_path, models=ONE, measures=odd))
 

@@ -7,7 +7,7 @@ takes *weights by photograph*.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,13 @@ def ratio_or_zero(rows: Rows, weights: Array) -> Array:
     return np.where(weights @ _by_sample(rows) > 0, found, np.nan)
 
 
+def ratio_over_fewer(rows: Rows, weights: Array) -> Array:
+    """Their sum over one less than there are (Sun et al.'s first release)."""
+    many = np.shape(rows.parts["num"])[-1]
+    found: Array = ratio_or_zero(rows, weights) * many / (many - 1)
+    return found
+
+
 def bleu(rows: Rows, weights: Array) -> Array:
     """The geometric mean of the pooled ratios ``num`` / ``den`` of each order, times what brevity costs: Papineni et al. 2002."""
     found, told, words, wanted = (
@@ -186,6 +193,23 @@ def roc_auc(rows: Rows, weights: Array) -> Array:
     return _share((pos * below).sum(1), pos.sum(1) * neg.sum(1))
 
 
+def auc_extremes(rows: Rows, weights: Array) -> Array:
+    """The same, of what repeats in a photograph the highest of label 1 and the lowest of label 0 alone (Sun et al. 2022 as released)."""
+    label, score = rows.parts["label"], rows.parts["score"]
+    key = 2 * rows.group + label
+    order = np.lexsort((np.where(label > 0, score, -score), key))
+    return roc_auc(rows.take(order[np.flatnonzero(np.diff(key[order], append=-1))]), weights)
+
+
+def auc_of_last(rows: Rows, weights: Array) -> Array:
+    """The same, every row having the score of its photograph's last ``place`` (a bug of the same release)."""
+    order = np.lexsort((rows.parts["place"], rows.sample))
+    ends = order[np.flatnonzero(np.diff(rows.sample[order], append=-1))]
+    last = np.zeros(rows.samples)
+    last[rows.sample[ends]] = rows.parts["score"][ends]
+    return auc_extremes(replace(rows, parts={**rows.parts, "score": last[rows.sample]}), weights)
+
+
 def rank_correlation(rows: Rows, weights: Array) -> Array:
     """Spearman's rho between the parts ``x`` and ``y``, ties at their mean rank."""
     each = weights[:, rows.sample]
@@ -211,24 +235,35 @@ REDUCERS: Mapping[str, Reducer] = {
     "mean": mean,
     "pooled_ratio": pooled_ratio,
     "ratio_or_zero": ratio_or_zero,
+    "ratio_over_fewer": ratio_over_fewer,
     "bleu": bleu,
     "pooled_precision": pooled_precision,
     "class_mean": class_mean,
     "max_by": max_by,
     "roc_auc": roc_auc,
+    "auc_extremes": auc_extremes,
+    "auc_of_last": auc_of_last,
     "rank_correlation": rank_correlation,
 }
-RATIOS = ("pooled_ratio", "ratio_or_zero", "pooled_precision")
+RATIOS = ("pooled_ratio", "ratio_or_zero", "ratio_over_fewer", "pooled_precision")
 PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(RATIOS, ("num", "den"))
 PARTS |= {
     "bleu": ("num", "den", "words", "wanted"),
     "class_mean": ("about",),
     "roc_auc": ("label", "score"),
+    "auc_extremes": ("label", "score"),
+    "auc_of_last": ("label", "score", "place"),
     "rank_correlation": ("x", "y"),
 }
 # a row's own value is on the scale of the result
 CASEWISE = ("mean", *RATIOS, "bleu", "class_mean", "max_by")
-SPREADING = ("roc_auc", "rank_correlation", "class_mean")  # rows over all draws
+SPREADING = (
+    "roc_auc",
+    "auc_extremes",
+    "auc_of_last",
+    "rank_correlation",
+    "class_mean",
+)  # rows over all draws
 ROWS_AT_ONCE = 4_000_000  # bounds the memory of the reducers that spread
 
 

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from heatproof.captions import aligning
 from heatproof.captions.aligning import Pair, align, chunks
-from heatproof.captions.meteor import EARLY, Settings, corpus_meteor, meteor, stemmer
+from heatproof.captions.meteor import EARLY, Settings, corpus_meteor, meteor, read_synonyms, stemmer
 from heatproof.errors import Refused
 
 FIRST = Settings(stem=lambda word: word[0])  # words of one letter's beginning are of one stem
+# all stages, and words that weigh less: "ape" and "ant" are of one stem, "ape" and "cow" mean the same
+ALL = Settings(
+    stem=lambda word: word[0], synonyms={"ape": {"cow"}, "bat": {"ant"}}, function_words={"bee", "ant"}
+)
 words = st.lists(st.sampled_from("ant ape bee bat cow".split()), max_size=5)
 
 
@@ -83,6 +87,69 @@ def test_the_score_against_the_twin(said, references):
     for how in (FIRST, Settings(), EARLY):
         wanted = max(twin(said, r, how) for r in references)
         assert meteor([" ".join(said)], [some], how) == pytest.approx([wanted], abs=1e-12)
+
+
+class Told:
+    """The stages of ``ALL``, said again."""
+
+    @staticmethod
+    def stage(a, b):
+        alike = {a, b} in ({"ape", "cow"}, {"bat", "ant"})
+        return 0 if a == b else 1 if a[0] == b[0] else 2 if alike else None
+
+
+def twins(a, b, how):
+    """From the formula alone, the score by each of the alignments that are best: stages and function words may tell them apart."""
+    found = list(every(a, b, Told))
+    top, goodness = best(a, b, Told)
+    for pairs in found:
+        if not pairs or goodness(pairs) != goodness(top):
+            continue
+
+        def weight(word):
+            return 0.25 if word in how.function_words else 0.75
+
+        worth = dict(enumerate((1.0, 0.6, 0.8)))
+        p = sum(worth[s] * weight(a[i]) for (i, _), s in pairs.items()) / sum(map(weight, a))
+        r = sum(worth[s] * weight(b[j]) for (_, j), s in pairs.items()) / sum(map(weight, b))
+        mean = p * r / (0.85 * p + 0.15 * r)
+        c = 0 if len(pairs) == len(a) == len(b) and runs(pairs) == 1 else runs(pairs)
+        yield mean * (1 - 0.6 * (c / len(pairs)) ** 0.2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(words, words)
+def test_all_stages_and_function_words_against_every_alignment(a, b):
+    (score,) = meteor([" ".join(a)], [[" ".join(b)]], ALL)
+    wanted = list(twins(a, b, ALL)) or [0.0]
+    assert min(abs(score - one) for one in wanted) < 1e-12
+
+
+def test_a_word_list_is_read_a_line_a_set(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("Dog, puppy,  hound, hot dog\ncar, auto , van\nvan, hound\n\nalone\n")
+    found = read_synonyms(file)
+    assert found["dog"] == {"dog", "puppy", "hound"}
+    assert found["hound"] == {"dog", "puppy", "hound", "van"}
+    assert "hot dog" not in found
+    assert "alone" not in found
+    how = Settings(synonyms=found)
+    assert meteor(["hound"], [["dog"]], how) == pytest.approx([0.8])
+    assert meteor(["van"], [["dog"]], how) == [0.0]  # a set each with hound, none together
+    (tmp_path / "empty.txt").write_text("alone\n")
+    with pytest.raises(Refused, match=r"empty.txt has no line of two words .*: dog, puppy, hound"):
+        read_synonyms(tmp_path / "empty.txt")
+    with pytest.raises(Refused, match=r"METEOR: synonyms: there is no file .*none.txt; a line of it is"):
+        read_synonyms(tmp_path / "none.txt")
+
+
+def test_the_list_of_chair_serves(data):
+    found = read_synonyms(data / "annotations" / "coco" / "chair_synonyms.txt")
+    how = Settings(synonyms=found)
+    plainly, more = (meteor(["a puppy runs"], [["a dog runs"]], one)[0] for one in (Settings(), how))
+    # two of three words in two runs; and all three, in one run that makes both texts whole
+    assert plainly == pytest.approx(2 / 3 * 0.4)
+    assert more == pytest.approx(2.8 / 3)
 
 
 def test_fewest_runs_among_the_most_pairs():

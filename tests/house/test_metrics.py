@@ -39,7 +39,34 @@ class Patches:
         return found
 
 
-SHORT = {"prefix_ablation": {"count": 1, "least": 1}}  # the captions here have few words
+SHORT: dict[str, dict[str, typing.Any]] = {  # the captions here have few words
+    "prefix_ablation": {"count": 1, "least": 1},
+    "clip_score": {"judge": "small_clip", "prompt": ""},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def encoder(tmp_path_factory):
+    """What a metric judges texts with that must be told where to find it: an untrained BERT."""
+    import transformers as t
+
+    top, words = (
+        tmp_path_factory.mktemp("bert"),
+        "[PAD] [UNK] [CLS] [SEP] [MASK] a red ball star on the grass",
+    )
+    (top / "vocab.txt").write_text("\n".join(words.split()))
+    t.BertTokenizer(str(top / "vocab.txt")).save_pretrained(top)
+    config = t.BertConfig(
+        vocab_size=len(words.split()),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        t.BertModel(config).save_pretrained(top)
+    SHORT["bert_score"] = {"model": str(top)}
 
 
 def make(use: str) -> typing.Any:

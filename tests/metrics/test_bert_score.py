@@ -1,14 +1,21 @@
-"""BERTScore against a slow twin over a tiny random encoder, and the law of neighbours."""
+"""BERTScore against a slow twin over a tiny random encoder, the law of neighbours, and through a run."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
 
+from heatproof import checks, judge, keys, shelf, spec
+from heatproof.contract import Case, Trial
 from heatproof.errors import Refused
-from heatproof.metrics.bert_score import Encoder, Rarity, bert_score, greedy
+from heatproof.metrics.bert_score import BertScore, Encoder, Rarity, bert_score, greedy
+from heatproof.progress import Silent
+from heatproof.reducers import Numbering, reduce
+from heatproof.runner import Order, run
 
 VOCABULARY = [
     "[PAD]",
@@ -22,21 +29,24 @@ SAID = ["a red dog", "the cats sat on a mat", "running", "a zebra"]
 REFERENCES = [["the red dog", "a dog"], ["a cat on the mat"], ["a dog runs", "the dog", "running"], ["a dog"]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def written(top, positions):
     import transformers as t
 
-    top = tmp_path_factory.mktemp("bert")
     (top / "vocab.txt").write_text("\n".join(VOCABULARY))
     t.BertTokenizer(str(top / "vocab.txt")).save_pretrained(top)
     config = t.BertConfig(
         vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=12,
+        intermediate_size=32, max_position_embeddings=positions,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(3)
         t.BertModel(config).save_pretrained(top)
     return top
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("bert"), 12)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +143,114 @@ def test_refusals_say_what_is_wrong(folder, tmp_path, encoder):
         Encoder(str(tmp_path / "none")).read("a dog")
     with pytest.raises(Refused, match=r"has 17 tokens, and .* reads 12"):
         encoder.read("dog " * 15)
+
+
+# ---------------------------------------------------------------- as a metric of a captioner
+
+SPEC = """title = "Captions"
+kind = "instrument"
+dataset = "squares"
+explainers = []
+models = ["small_captioner"]
+metrics = [
+  {{ use = "bert_score", model = "{bert}", layer = 1 }},
+  {{ use = "bert_score", model = "{bert}", layer = 1, references = "mean", as = "mean" }},
+  {{ use = "bert_score", model = "{bert}", layer = 1, rescale = [0.5, 0.25, 0], as = "rescaled" }},
+]
+"""
+
+
+@pytest.fixture
+def home(world):
+    """A workspace whose images have no, one and two references in turn, and an encoder that reads long texts."""
+    file = world / "datasets" / "squares.py"
+    text = file.read_text()
+    one = '(f"a red {name} on the grass",)'
+    assert one in text
+    file.write_text(text.replace(one, '("the red dog", "a cat sat on the mat")[: i % 3]'))
+    (world / "benchmarks" / "said.toml").write_text(SPEC.format(bert=written(world, 40)))
+    return world
+
+
+def test_through_a_run_each_value_is_the_functions(home):
+    result = run(Order("said", cwd=home), Silent)
+    assert not result.run["failures"]
+    samples = shelf.load(home / "datasets" / "squares.py").Squares().samples()
+    asked = judge.make("small_captioner", "tests").load("speaker").ask(samples, "written")
+    encoder = Encoder(str(home), layer=1)
+    rows = {(r.metric, r.name, r.sample): r for r in result.records}
+    pairs = []
+    for (case,) in asked:
+        said, some = " ".join(case.spoken[1:]), case.references
+        found = [
+            [rows[metric, name, case.sample] for name in ("precision", "recall", "f1")]
+            for metric in ("bert_score", "mean", "rescaled")
+        ]
+        if not some:
+            assert {r.reason for three in found for r in three} == {"no reference captions"}
+            continue
+        best, mean, rescaled = ([r.value for r in three] for three in found)
+        (wanted,) = bert_score([said], [some], encoder)
+        assert best == list(wanted)
+        assert mean == list(bert_score([said], [some], encoder, mean_references=True)[0])
+        assert rescaled == [(x - b) / (1 - b) for x, b in zip(wanted, (0.5, 0.25, 0.0), strict=True)]
+        pairs += [bert_score([said], [[other]], encoder)[0].f for other in some]
+    assert len(pairs) == 6
+    for metric, wanted in (("mean", sum(pairs) / 6), ("bert_score", None)):
+        some = [rows[metric, "f1", case.sample] for (case,) in asked if case.references]
+        column = reduce("pooled_ratio", Numbering.of(some).rows(some, "pooled_ratio"))
+        # over every pair; the best of each image, one an image
+        assert column == pytest.approx(
+            sum(r.value for r in some) / 4 if wanted is None else wanted, abs=1e-12
+        )
+
+
+def trials():
+    cases = [
+        Case(
+            f"s{k}", f"s{k}", "", torch.zeros(3, 4, 4), 0, spoken=("", *said.split()), references=tuple(some)
+        )
+        for k, (said, some) in enumerate(zip(SAID, REFERENCES, strict=True))
+    ]
+    return [Trial(None, case) for case in cases]
+
+
+def test_a_trials_score_is_its_own(folder):
+    """Law 1, with ==; asked in inference mode as a run does, and outside of it."""
+    metric, some = BertScore(str(folder), references="mean"), trials()
+    with torch.inference_mode():
+        whole = [s.values for s in metric.measure(some)]
+    for size in (1, 3):
+        assert [s.values for k in range(0, 4, size) for s in metric.measure(some[k : k + size])] == whole
+    assert [s.values for s in metric.measure(some[::-1])][::-1] == whole
+
+
+def test_a_text_longer_than_the_encoder_reads_has_no_number(folder):
+    long = dataclasses.replace(trials()[0].case, spoken=("", *["dog"] * 15))
+    (score,) = BertScore(str(folder)).measure([Trial(None, long)])
+    assert "has 17 tokens" in score.values["f1"].reason
+    mute = dataclasses.replace(long, spoken=("",))
+    (score,) = BertScore(str(folder)).measure([Trial(None, mute)])
+    assert "a text without words" in score.values["recall"].reason
+
+
+def test_the_key_holds_the_encoders_bytes_and_wrong_settings_are_refused(home, folder, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    before = BertScore(str(copied))
+    assert before.digest == BertScore(str(folder)).digest
+    (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes() + b" ")
+    assert BertScore(str(copied)).digest != before.digest
+    part = spec.read("said", home).metrics[0]
+    other = dataclasses.replace(part, made=dataclasses.replace(part.made, layer=2))
+    assert keys.score_key("case", part) != keys.score_key("case", other)
+    assert part.settings["digest"] == part.made.digest
+    assert checks.of_model(part.made)
+    for settings, said in (
+        ({"model": str(tmp_path / "none")}, r"metrics.bert_score.model: found .*none.* type: hf download"),
+        ({"model": str(folder), "references": "all"}, "no references 'all'"),
+        ({"model": str(folder), "rescale": (0.5,)}, "accepted are three numbers below 1"),
+        ({"model": str(folder), "rescale": (0.5, 1.0, 0.5)}, "accepted are three numbers below 1"),
+    ):
+        with pytest.raises(Refused, match=said):
+            BertScore(**settings)

@@ -118,6 +118,40 @@ def test_stems_are_partners_where_asked_for():
     assert stemmed > plainly
 
 
+def test_meteor_knows_synonyms_and_function_words_where_asked_for(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("puppy, dog\n")
+    cases = [case("s", "a puppy runs", ["the dog runs"]), case("t", "a", ["a"])]
+    texts, told = ["a puppy runs"], [["the dog runs"]]
+    metric = CaptionQuality(synonyms=str(file), function_words=True)
+    how = meteor.Settings(synonyms={"dog": {"puppy"}}, function_words={"a", "the"})
+    found = [ask(one, cases)[0].values for one in (CaptionQuality(), metric)]
+    assert [v["meteor"].number for v in found] == [
+        meteor.meteor(texts, told)[0],
+        meteor.meteor(texts, told, how)[0],
+    ]
+    # dog and runs in one run: P and R are 0.75 (1 + 0.8) of 1.75
+    wanted = 0.75 * 1.8 / 1.75 * (1 - 0.6 * 0.5**0.2)
+    assert found[1]["meteor"].number == pytest.approx(wanted, abs=1e-12)
+    assert {k: v for k, v in found[0].items() if k != "meteor"} == {
+        k: v for k, v in found[1].items() if k != "meteor"
+    }
+
+
+@pytest.mark.parametrize("metric", [CaptionQuality, Chair])
+def test_the_key_holds_the_bytes_of_the_list(metric, tmp_path):
+    file, told = tmp_path / "list.txt", []
+    for text in ("puppy, dog\n", "puppy, cat\n"):
+        file.write_text(text)
+        made = metric(synonyms=str(file))
+        told.append((made.digest, made))
+    assert told[0][0] != told[1][0]
+    assert told[0][1] != told[1][1]
+    assert metric().digest == metric().digest
+    with pytest.raises(Refused, match=r"synonyms: there is no file"):
+        metric(synonyms=str(tmp_path / "none.txt"))
+
+
 def test_without_references_there_is_no_number():
     (score, _) = ask(CaptionQuality(), [case("s", "a dog"), case("t", "a dog", ["a dog"])])
     assert {v.reason for v in score.values.values()} == {"no reference captions"}

@@ -12,7 +12,7 @@ from heatproof.contract import Refused, Sample, Trial
 from heatproof.geometry import Frame
 from heatproof.metrics.image_lift import ImageLift
 from heatproof.models.captioner import Captioner
-from heatproof.models.captioner_nets import MultiHeadCaptioner, MultiHeadConfig
+from heatproof.models.multi_head import MultiHeadCaptioner, MultiHeadConfig
 from heatproof.models.words import WordList
 
 WORDS = WordList(

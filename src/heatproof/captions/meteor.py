@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cache
+from pathlib import Path
 
 from heatproof.captions.aligning import Pair, align, chunks
-from heatproof.captions.tokens import paired
+from heatproof.captions.tokens import paired, plain
 from heatproof.errors import Refused
 
 STAGES = ("exact", "stem", "synonym")
@@ -132,6 +133,29 @@ def stemmer() -> Callable[[str], str]:
         ) from error
     inner = snowballstemmer.stemmer("english")
     return cache(inner.stemWord)
+
+
+def read_synonyms(path: Path) -> dict[str, frozenset[str]]:
+    """A word list as word -> all that may stand for it: a line holds words that mean the same, with commas between.
+
+    A word of several lines has the synonyms of each, and these are not therefore each other's. A phrase of several words is left out, as
+    words are aligned one to one; so is nothing else: what is not there in its plural is not found in it. Raises Refused where there
+    is no such file, or no line in it with two words.
+    """
+    if not path.is_file():
+        raise Refused(
+            f"METEOR: synonyms: there is no file {path}; a line of it is for example: dog, puppy, hound"
+        )
+    found: dict[str, frozenset[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = frozenset(word for part in line.split(",") if (word := plain(part)) and " " not in word)
+        if len(words) > 1:
+            found |= {word: found.get(word, frozenset()) | words for word in words}
+    if not found:
+        raise Refused(
+            f"METEOR: synonyms: {path} has no line of two words with a comma between: dog, puppy, hound"
+        )
+    return found
 
 
 def _best(said: Sequence[str], references: Sequence[Sequence[str]], how: Settings) -> list[Counts | None]:

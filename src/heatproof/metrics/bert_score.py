@@ -1,4 +1,4 @@
-"""BERTScore: does each word of a caption, as a language model reads it, have a near one in what people said?
+"""BERTScore: does each word of a caption, as a language model reads it, have a near one in what people said? (quality)
 
 Zhang, Kishore, Wu, Weinberger, Artzi, "BERTScore: Evaluating Text Generation with BERT", ICLR 2020,
 https://arxiv.org/abs/1904.09675.
@@ -9,15 +9,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heatproof.captions.files import digest
+from heatproof.contract import Case, Measure, Score, Trial, Value
 from heatproof.errors import Refused
+from heatproof.metrics import maps
+from heatproof.metrics.reading import Encoder, Read, TooLong
+
+NOBODY = "no reference captions"
+WORDLESS = "a text without words, or precision and recall that sum to 0 or less"
 
 
 class Likeness(NamedTuple):
@@ -26,57 +34,6 @@ class Likeness(NamedTuple):
     p: float
     r: float
     f: float
-
-
-class Read(NamedTuple):
-    """A text as the encoder reads it: token ids [T], vectors [T, D], and which tokens the tokenizer added."""
-
-    ids: tuple[int, ...]
-    vectors: Tensor
-    special: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A Hugging Face encoder from a local folder or the hub's cache: ``name``, ``revision``.
-
-    ``layer``: whose hidden states are compared, 0 the embeddings, -1 the last. The paper picks it by model on WMT16, its
-    code has 9 of bert-base-uncased's 12 and 17 of roberta-large's 24. Each text is read by itself, without padding, so that no
-    other moves its vectors (law 1).
-    """
-
-    name: str
-    revision: str | None = None
-    layer: int = -1
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
-            net = AutoModel.from_pretrained(self.name, revision=self.revision, dtype=torch.float32)
-        except Exception as error:  # absent files, unknown kinds and no network come as many
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Refused(f"BERTScore: encoder {self.name!r} cannot be loaded: {why}") from error
-        depth = net.config.num_hidden_layers + 1
-        if not -depth <= self.layer < depth:
-            raise Refused(
-                f"BERTScore: layer: found {self.layer}, accepted are 0 to {depth - 1}, or -1 for the last, of {self.name}"
-            )
-        return tokenizer, net.eval().requires_grad_(False)
-
-    def read(self, text: str) -> Read:
-        """The text's tokens with their vectors, float32; Refused where it is longer than the encoder reads."""
-        tokenizer, net = self._parts
-        found = tokenizer(text, return_special_tokens_mask=True)
-        ids = found["input_ids"]
-        most = min(tokenizer.model_max_length, getattr(net.config, "max_position_embeddings", math.inf))
-        if len(ids) > most:
-            raise Refused(f"BERTScore: {text[:40]!r}... has {len(ids)} tokens, and {self.name} reads {most}")
-        with torch.inference_mode():
-            states = net(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        return Read(tuple(ids), states[self.layer][0], tuple(map(bool, found["special_tokens_mask"])))
 
 
 def greedy(
@@ -175,3 +132,77 @@ def _of(scores: Sequence[Likeness], *, mean: bool) -> Likeness:
     if mean:
         return Likeness(*(math.fsum(column) / len(scores) for column in zip(*scores, strict=True)))
     return max(scores, key=lambda score: score.f)
+
+
+@dataclass(frozen=True)
+class BertScore:
+    """Precision, recall and F1 of the captions that the model writes, word by word near what people said, as a BERT reads both.
+
+    Zhang et al. 2020 (ICLR, arXiv 1904.09675): every token of the caption with the likest of the reference, by the cosine of their
+    vectors (``precision``); every token of the reference with the likest of the caption (``recall``); and their harmonic mean (``f1``).
+
+    ``model``: a local folder of a Hugging Face encoder with its tokenizer. ``layer``: whose hidden states, 0 the embeddings, -1 the last; the
+    authors have 9 for bert-base-uncased, 17 for roberta-large. ``references``: "best" (the paper's: the reference with the highest F1,
+    whose precision and recall these are) | "mean" (Sun et al. 2022, arXiv 2001.01037: over every pair of a caption and a reference, so that an
+    image with more references counts more). ``rescale``: three numbers b, the authors' baselines of precision, recall and F1 for this model
+    and layer (lines of their rescale_baseline files), each value x then being (x - b) / (1 - b); none unless given.
+    ``special_partners``: the tokens that the tokenizer adds may be a word's partner, as in the authors' code. Texts are read as they were
+    written, full stops too. Words are not weighed by rarity (their idf, which they leave out by default).
+
+    -1 to 1, mostly far above 0; higher is better. The encoder is no part of the model: cost does not count it. Undefined: an image
+    without references, a text without words or longer than the encoder reads.
+
+    Known criticism: numbers crowd below 1 and stand beside those of the same encoder, layer and baseline alone; a wrong colour, count or "not" costs
+    little, as such words are near each other (Hanna and Bojar 2021); and no image is looked at.
+    """
+
+    model: str
+    layer: int = -1
+    references: str = "best"
+    rescale: tuple[float, ...] = ()
+    special_partners: bool = False
+    digest: str = field(init=False)  # of the encoder's files: part of the key
+
+    asks: ClassVar[dict[str, str]] = {"captioner": "written"}
+
+    measures: ClassVar[tuple[Measure, ...]] = tuple(
+        Measure(name, "higher", "quality", reduce="pooled_ratio") for name in ("precision", "recall", "f1")
+    )
+
+    def __post_init__(self) -> None:
+        maps.accept(self, "references", ("best", "mean"))
+        if not (Path(self.model) / "config.json").is_file():
+            raise Refused(
+                f"metrics.bert_score.model: found {self.model!r}, accepted is a folder with config.json, weights and tokenizer; for one type: "
+                "hf download google-bert/bert-base-uncased --local-dir FOLDER"
+            )
+        if len(self.rescale) not in (0, 3) or any(b >= 1 for b in self.rescale):
+            raise Refused(
+                f"metrics.bert_score.rescale: found {list(self.rescale)}, accepted are three numbers below 1, for precision, recall and F1"
+            )
+        object.__setattr__(self, "digest", digest([Path(self.model)]))
+
+    def measure(self, trials: Sequence[Trial]) -> list[Score]:
+        encoder = Encoder(self.model, layer=self.layer)
+        return [self._score(trial.case, encoder) for trial in trials]
+
+    def _score(self, case: Case, encoder: Encoder) -> Score:
+        names = [m.name for m in self.measures]
+        if not case.references:
+            return Score(dict.fromkeys(names, Value.undefined(NOBODY)))
+        mean, said = self.references == "mean", " ".join(case.spoken[1:])
+        try:
+            (likeness,) = bert_score(
+                [said],
+                [case.references],
+                encoder,
+                mean_references=mean,
+                special_partners=self.special_partners,
+            )
+        except TooLong as why:
+            return Score(dict.fromkeys(names, Value.undefined(str(why))))
+        pairs = len(case.references) if mean else 1
+        scaled = [(x - b) / (1 - b) for x, b in zip(likeness, self.rescale or (0.0,) * 3, strict=True)]
+        return Score(
+            {n: Value.of(x, WORDLESS, num=x * pairs, den=pairs) for n, x in zip(names, scaled, strict=True)}
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from heatproof.captions import chair
+from heatproof.captions.files import digest
 from heatproof.contract import Measure, Score, Trial, Unsuited, Value
 from heatproof.metrics import maps
 
@@ -16,7 +17,7 @@ TRUTHS = ("both", "objects", "references")
 
 
 @lru_cache(maxsize=4)
-def _listed(path: str) -> Mapping[str, str]:
+def _listed(path: str, digest: str) -> Mapping[str, str]:
     return chair.read_synonyms(Path(path))
 
 
@@ -38,6 +39,7 @@ class Chair:
 
     synonyms: str = ""
     truth: str = "both"
+    digest: str = field(init=False)  # of the list's bytes: part of the key
 
     asks: ClassVar[dict[str, str]] = {"captioner": "written"}
 
@@ -48,13 +50,16 @@ class Chair:
 
     def __post_init__(self) -> None:
         maps.accept(self, "truth", TRUTHS)
+        if self.synonyms:
+            chair.read_synonyms(Path(self.synonyms))  # what is wrong with it is said now
+        object.__setattr__(self, "digest", digest([Path(self.synonyms)] if self.synonyms else []))
 
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         return [self._score(trial) for trial in trials]
 
     def _score(self, trial: Trial) -> Score:
         case, model = trial.case, trial.model
-        known = _listed(self.synonyms) if self.synonyms else _own(model)
+        known = _listed(self.synonyms, self.digest) if self.synonyms else _own(model)
         labels = () if self.truth == "references" else case.things
         if labels is not None and not self.synonyms:
             labels = tuple(

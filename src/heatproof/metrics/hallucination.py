@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ TRUTHS = ("references", "objects")
 
 def statistics_of(heat: Tensor) -> dict[str, float]:
     """What Sun et al. 2022 read of a map [h, w] as it is: means of all, of absolute and of positive values (0 for none), the
-    highest, and the quantiles 0 to 50 %, interpolated linearly.
+    highest, and the quantiles 0 to 50 %, interpolated linearly; to six digits, so that what differs by rounding alone is tied.
 
     >>> told = statistics_of(torch.tensor([[-1.0, 1.0], [3.0, 5.0]]))
     >>> told["mean"], told["abs_mean"], told["positive_mean"], told["q50"]
@@ -32,7 +31,10 @@ def statistics_of(heat: Tensor) -> dict[str, float]:
     warm = flat[flat > 0]
     shares = torch.tensor([q / 100 for q in QUANTILES], dtype=torch.float64)
     values = [flat.mean(), flat.abs().mean(), warm.mean() if len(warm) else flat.new_zeros(()), flat.max()]
-    return dict(zip(STATISTICS, [float(v) for v in (*values, *flat.quantile(shares))], strict=True))
+    told = [
+        float(f"{float(v):.6g}") for v in (*values, *flat.quantile(shares))
+    ]  # the mean of attention is 1 / cells: no news
+    return dict(zip(STATISTICS, told, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Hallucination:
     nothing, below 0.5 it is the other way round. Higher is better.
 
     ``truth``: "references" (the authors': a word is true if one of the image's reference captions has it, as it stands) | "objects"
-    (if a thing that it names is annotated in the image). Each said word counts once; the authors keep, of a word that an
-    image's caption repeats, the highest true and the lowest false number, which can raise an area.
+    (if a thing that it names is annotated in the image). Each said word counts once. ``as_released``: of a word that an image's
+    caption repeats the highest true and the lowest false number alone, which can raise an area; and every word has the
+    quantiles of its image's last word.
 
     Undefined: no map, NaN in it, an image without references or annotation. A column without words of both sorts has no value.
     Unsuited: models that write no captions. Criticism: a map's scale follows the word's own logit, so that a number may tell
@@ -55,10 +58,18 @@ class Hallucination:
 
     truth: str = "references"
     pool: str = "mean"
+    as_released: bool = False
 
-    measures: ClassVar[tuple[Measure, ...]] = tuple(
-        Measure(name, "higher", "plausibility", unit="AUC", reduce="roc_auc") for name in STATISTICS
-    )
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        def how(name: str) -> str:
+            if not self.as_released:
+                return "roc_auc"
+            return "auc_of_last" if name.startswith("q") else "auc_extremes"
+
+        return tuple(
+            Measure(name, "higher", "plausibility", unit="AUC", reduce=how(name)) for name in STATISTICS
+        )
 
     def __post_init__(self) -> None:
         maps.accept(self, "truth", TRUTHS)
@@ -75,7 +86,8 @@ class Hallucination:
             told = statistics_of(geometry.read(maps.image_heat(trial), pool=self.pool))
         except Undefined as why:
             return maps.undefined(self.measures, why)
-        return Score({name: Value.of(v, label=int(true), score=v) for name, v in told.items()})
+        more = {"place": trial.case.target} if self.as_released else {}
+        return Score({name: Value.of(v, label=int(true), score=v, **more) for name, v in told.items()})
 
     def true(self, case: Case) -> bool:
         """Whether the case's word is true; Undefined where nothing says so."""

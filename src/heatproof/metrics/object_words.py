@@ -14,6 +14,7 @@ FLICKR = (
     *("water", "street", "boy", "dog", "girl", "men", "shirt", "people", "woman", "man"),
 )
 NAMES = ("precision", "recall", "f1")
+FIRST = Measure("map", "higher", "quality", unit="share", reduce="ratio_over_fewer")
 
 
 def counted(said: str, references: Sequence[str], words: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -35,22 +36,28 @@ class ObjectWords:
     any of its references. ``precision``, ``recall``, ``f1`` are of each word over all images, then the mean over the ``words`` (their 20
     of Flickr30k). 0 to 1, higher is better. A word that is never said has no precision, and takes no part in the mean;
     ``as_released`` counts it as 0. An image's own number is of its words together, 1 where there are none.
+
+    ``first_release``: what the authors' first code printed as "mAP" beside them, ``map``: the recalls' sum (not the precisions') over one
+    word less than there are; it can be above 1. The 51.6 to 64.6 in comments of that code are such numbers.
     """
 
     words: tuple[str, ...] = FLICKR
     as_released: bool = False
+    first_release: bool = False
 
     asks: ClassVar[dict[str, str]] = {"captioner": "written"}
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         how = "ratio_or_zero" if self.as_released else "pooled_ratio"
-        return tuple(Measure(name, "higher", "quality", unit="share", reduce=how) for name in NAMES)
+        found = tuple(Measure(name, "higher", "quality", unit="share", reduce=how) for name in NAMES)
+        return (*found, FIRST) if self.first_release else found
 
     def __post_init__(self) -> None:
-        if not self.words or len(set(self.words)) < len(self.words):
+        least = 2 if self.first_release else 1
+        if len(self.words) < least or len(set(self.words)) < len(self.words):
             raise Refused(
-                f"metrics.object_words.words: found {self.words}, accepted are different words, one at least"
+                f"metrics.object_words.words: found {self.words}, accepted are different words, {least} at least"
             )
 
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
@@ -63,7 +70,13 @@ class ObjectWords:
         said, there = counted(" ".join(case.spoken[1:]), case.references, self.words)
         both = [a * b for a, b in zip(said, there, strict=True)]
         sums = [a + b for a, b in zip(said, there, strict=True)]
-        parts = {"precision": (both, said), "recall": (both, there), "f1": ([2 * b for b in both], sums)}
+        parts: dict[str, tuple[list[int], list[int]]] = {
+            "precision": (both, said),
+            "recall": (both, there),
+            "f1": ([2 * b for b in both], sums),
+        }
+        if self.first_release:
+            parts["map"] = parts["recall"]
         return Score({name: _share(num, den) for name, (num, den) in parts.items()})
 
 
