@@ -25,7 +25,7 @@ def lines(what: str, cwd: Path) -> Iterator[str]:
             yield f"{name:<28} {raw.get('title', '')}  [{_where(path, cwd)}]"
         return
     if what == "models":
-        for name, path in place.recipes().items():
+        for name, path in place.trained().items():
             yield f"{name:<28} {shelf.read_toml(path).get('title', 'trained here')}  [{_where(path, cwd)}]"
     for path in place.files(what).values():
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -47,6 +47,7 @@ def story(
         "paper": spec.paper,
         "seed": spec.seed,
         "headline": list(spec.headline),
+        **({"against": dict(spec.against)} if spec.against else {}),
         "tolerances": dict(spec.tolerances),
         "targets": dict(spec.targets),
         "dataset": {

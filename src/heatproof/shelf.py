@@ -54,8 +54,12 @@ class Place:
             found = _in_package(shelf) | found
         return found
 
+    def trained(self) -> dict[str, Path]:
+        """Every model of a recipe: name -> recipe. A fine-tuning, ``tune_...``, is asked to start from one of them and is none itself."""
+        return {name: path for name, path in self.recipes().items() if not name.startswith("tune_")}
+
     def recipes(self) -> dict[str, Path]:
-        """Every trained model: name -> its recipe."""
+        """Every recipe by name."""
         found: dict[str, Path] = {}
         for root in reversed(self.roots):
             found |= {p.stem: p for p in sorted((root / "recipes").glob("*.toml"))}
@@ -91,7 +95,7 @@ def find(shelf: str, use: str, place: Place, where: str, also: Iterable[str] = (
                 if entry.name == file:
                     return _class_of(entry.load(), wanted, shelf, where, use)
             others = {e.name for e in importlib.metadata.entry_points(group=f"heatproof.{shelf}")}
-            known = {*files, *others, *also, *(place.recipes() if shelf == "models" else ())}
+            known = {*files, *others, *also, *(place.trained() if shelf == "models" else ())}
             raise unknown(where, shelf[:-1], file, known, "A path works too: './mine.py:Mine'.")
         path = files[file]
     return _class_of(load(path, where), wanted, shelf, where, use)

@@ -20,7 +20,7 @@ KINDS = ("instrument", "photographs", "replay")
 FAMILIES = ("classifier", "dual", "captioner")
 KEYS = {
     "title", "kind", "paper", "seed", "dataset", "fit", "data", "targets", "models", "explainers",
-    "metrics", "controls", "headline", "modes", "published", "stand_in", "tolerances", "chunk",
+    "metrics", "controls", "headline", "against", "modes", "published", "stand_in", "tolerances", "chunk",
 }  # fmt: skip
 MODES = ("corrected", "as_released")
 BASELINES = (
@@ -82,6 +82,7 @@ class Spec:
     explainers: tuple[Part, ...]  # methods first, then controls
     metrics: tuple[Part, ...]
     headline: tuple[str, ...]
+    against: Mapping[str, str] = field(default_factory=dict)  # a model, and the one it is held against
     chunk: int = 8
     paper: str = ""
     modes: tuple[str, ...] = ("corrected",)
@@ -190,6 +191,11 @@ class _Reader:
         chunk = self._typed("chunk", int, 8)
         if chunk < 1:
             raise Refused(f"{where}: chunk: found {chunk}, accepted is 1 or more")
+        models = self._unique(self._parts("models", "model"))
+        against = self._table("against", str)
+        for model in [*against, *against.values()]:
+            if model not in (names := sorted({part.name for part in models})):
+                raise unknown(f"{where}: against", "model", model, names)
         dataset = self._part("datasets", "dataset", raw["dataset"], "dataset")
         fit = self._part("datasets", "fit", raw["fit"], "fit") if "fit" in raw else None
         return Spec(
@@ -203,10 +209,11 @@ class _Reader:
             dataset=dataset,
             fit=fit,
             targets=targets,
-            models=tuple(self._unique(self._parts("models", "model"))),
+            models=tuple(models),
             explainers=(*methods, *controls),
             metrics=tuple(self._unique(metrics)),
             headline=tuple(headline),
+            against=against,
             chunk=chunk,
             paper=self._typed("paper", str, ""),
             modes=modes,
@@ -287,7 +294,7 @@ class _Reader:
         given = {k: self._fill(v, where) for k, v in entry.items()}
         use, name = given.pop("use"), given.pop("as", None)
         replicate, sample = given.pop("replicate", 0), None
-        if shelf_name == "models" and use in self.place.recipes() and ":" not in use:
+        if shelf_name == "models" and use in self.place.trained() and ":" not in use:
             from heatproof.models.recipe import Recipe
 
             made: Any = Recipe(use, str(self.place.recipes()[use]), **given)

@@ -125,14 +125,14 @@ def common(first: Rows, second: Rows) -> tuple[Rows, Rows]:
     )
 
 
-def compare(how: str, first: Rows, second: Rows) -> Comparison | None:
+def compare(how: str, first: Rows, second: Rows, *, same: bool = True) -> Comparison | None:
     """Paired comparison of two cells of one column; None where no trial is defined in both.
 
-    The p value is exact over exchanging the two explainers photograph by photograph: under the null
+    Not ``same``: both were asked about different words of the photographs, which alone are paired. The p value is exact over exchanging the two explainers photograph by photograph: under the null
     hypothesis nobody could tell which of the two maps of a photograph came from which explainer.
     """
-    first, second = common(first, second)
-    if not len(first):
+    first, second = common(first, second) if same else (first, second)
+    if not (len(first) and len(second)):
         return None
     weights = resampled(first.samples, first.replicates)
     difference, ends = _estimate(over(how, first, *weights) - over(how, second, *weights), first)

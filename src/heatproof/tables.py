@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heatproof import detector, words
+from heatproof import detector, versus, words
 from heatproof.records import Result, write_whole
 from heatproof.summary import Block, Column, Summary, annotating, summarise
 from heatproof.words import ARROWS, Published
@@ -147,6 +147,7 @@ def markdown(result: Result | Summary) -> str:
     out += [words.counts(summary) + ".", ""]
     for table in of_models(summary):
         out += [f"## The models themselves: {table.title}", "", *markdown_grid(table, "model"), ""]
+    out += _markdown_pairs(versus.pairs(summary))
     for block in (b for b in summary.blocks if b.columns):
         out += [f"## {block.model} ({block.family})", "", words.sentence(block), ""]
         for table in grids(summary, block):
@@ -159,6 +160,17 @@ def markdown(result: Result | Summary) -> str:
     out += ["## How to read this", "", f"{words.MARKS}.", ""]
     out += [f"- **{name}**: {text}" for name, text in words.definitions(summary)]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _markdown_pairs(pairs: Sequence[versus.Against]) -> list[str]:
+    if not pairs:
+        return []
+    heads = ["model", "against", "column", "explainer", "difference", "p (Holm)", "photographs", ""]
+    out = ["## One model against another", "", _markdown_row(heads), "|" + "---|" * len(heads)]
+    for one in pairs:
+        told = (one.model, one.other, one.column, one.explainer or "–", one.difference)
+        out.append(_markdown_row((*told, f"{one.p:.3f}", str(one.gap.photographs), one.verdict)))
+    return [*out, ""]
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from heatproof.training.recipe import ON_PHOTOGRAPHS, Data, read_recipe
 from heatproof.training.train import open_task
 from heatproof.training.views import photographs
 
-RECIPES = sorted((shelf.house() / "recipes").glob("*.toml"))
+RECIPES = [p for p in sorted((shelf.house() / "recipes").glob("*.toml")) if not p.stem.startswith("tune_")]
 NAMES = [path.stem for path in RECIPES]
 
 
@@ -48,11 +48,11 @@ def trained(path, folder):
     return task
 
 
-def test_seven_models_in_twenty_three_megabytes():
+def test_eight_models_in_twenty_eight_megabytes():
     small = ["small_captioner", "small_captioner_mh", "small_clip", "small_cnn", "small_vit"]
-    assert NAMES == ["flickr8k_captioner", "flickr8k_dual", *small]
+    assert NAMES == ["flickr8k_captioner", "flickr8k_captioner_mh", "flickr8k_dual", *small]
     files = [p for p in (shelf.house() / "recipes" / "weights").rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 23e6
+    assert sum(p.stat().st_size for p in files) <= 28e6
     assert not [p for p in files if p.suffix in {".pt", ".bin", ".pkl"}]
 
 

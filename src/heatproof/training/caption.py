@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ TOGETHER = 2  # captions of one image in a batch: the encoder sees the image onc
 
 
 class Caption:
-    """One of the two nets of ``models/captioner_nets.py`` over the trunk of a classifier trained before."""
+    """One of the nets of ``models/adaptive.py`` and ``models/multi_head.py`` over the trunk of a classifier trained before."""
 
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)
@@ -50,6 +51,7 @@ class Caption:
         self.learner: nn.Module = self.net
         self.trunk: nn.Module | None = self.net.encoder
         self.net.encoder.load_state_dict(weights)
+        self.ignored = self.words.pad
         if recipe.settings.dense:
             # the classifier's trunk forgot the colours: its cells must learn to see them before words can
             self.dense = Dense(encoder["hidden_sizes"][-1], CELL)
@@ -66,12 +68,8 @@ class Caption:
 
     def loss(self, rows: Tensor, dice: torch.Generator) -> Tensor:
         """Cross-entropy of the next word, teacher-forced; a flipped picture has left and right swapped in its text."""
-        flip = torch.rand(len(rows), generator=dice) < 0.5
-        pixels = pictures.moved(pictures.mirror(self.pixels[rows], flip), self.recipe.settings.shift, dice)
-        which = torch.rand(len(rows), self.texts.shape[1], generator=dice).argsort(1)[:, :TOGETHER]
-        texts = self.texts[rows[:, None], which].flatten(0, 1)
-        flip = flip.repeat_interleave(TOGETHER)
-        texts = torch.where(flip[:, None], swap_sides(texts, self.words), texts)
+        pixels, texts = self._batch(rows, dice, TOGETHER)
+        texts = texts.flatten(0, 1)
         texts = texts[:, : int((texts != self.words.pad).sum(1).max())]
         features = self.net.encoder(pictures.normalise(pixels[:, :3]))
         cells = self.net.look(features.repeat_interleave(TOGETHER, 0))
@@ -82,13 +80,34 @@ class Caption:
         loss = nn.functional.cross_entropy(
             torch.stack(logits, 1).flatten(0, 1),
             texts[:, 1:].flatten(),
-            ignore_index=self.words.pad,
+            ignore_index=self.ignored,
             label_smoothing=self.recipe.settings.smooth,
         )
         if self.recipe.settings.dense:
             tokens = features.flatten(2).transpose(1, 2)
             loss = loss + self.recipe.settings.dense * self.dense(tokens, pixels[:, 3:])
         return loss
+
+    def _batch(self, rows: Tensor, dice: torch.Generator, each: int) -> tuple[Tensor, Tensor]:
+        """Pictures, flipped and moved, and ``each`` captions of each [N, each, T]."""
+        flip = torch.rand(len(rows), generator=dice) < 0.5
+        pixels = pictures.moved(pictures.mirror(self.pixels[rows], flip), self.recipe.settings.shift, dice)
+        which = torch.rand(len(rows), self.texts.shape[1], generator=dice).argsort(1)[:, :each]
+        texts = self.texts[rows[:, None], which]
+        return pixels, torch.where(flip[:, None, None], swap_sides(texts, self.words), texts)
+
+    def batch(self, rows: Tensor, dice: torch.Generator, each: int) -> tuple[Tensor, Tensor]:
+        """Feature maps [N, C, h, w], and ``each`` captions of each picture [N, each, T]."""
+        pixels, texts = self._batch(rows, dice, each)
+        return self.net.encoder(pictures.normalise(pixels[:, :3])), texts
+
+    def progress(self) -> float:
+        """CIDEr-D of greedy captions of 500 scenes of the split "val"."""
+        return self._figures(self.judged)["cider_d"]
+
+    @cached_property
+    def judged(self) -> Pictures:
+        return pictures.paint(replace(self.recipe.data, split="val", sample=500), quiet=True)
 
     def judge(self, quiet: bool = False) -> dict[str, Any]:
         """CIDEr-D on test scenes like those of training, and where the main thing's partner is never there."""

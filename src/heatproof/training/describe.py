@@ -17,20 +17,19 @@ from heatproof.captions.tokens import plain
 from heatproof.contract import Refused, Sample
 from heatproof.errors import unknown
 from heatproof.models import own_captioner
-from heatproof.models.captioner_nets import Cells
 from heatproof.models.captioner_search import search
 from heatproof.models.trunks import TRUNKS
+from heatproof.training.hearing import hear
 from heatproof.training.recipe import Photographs, Recipe
 from heatproof.training.views import BLOCK, CAPTIONS, both_ways, kept, photographs, texts_of, vocabulary
 from heatproof.training.vocabulary import swap_sides
 
 LEAST = 5  # times that a word stands in the captions, to be one of the vocabulary
 BEAM = 3
-CUT = 0.75  # captions that have ended are cut off once they are a quarter
 
 
 class Describe:
-    """One of the two nets of ``models/captioner_nets.py`` on a trunk of ``models/trunks.py``.
+    """One of the nets of ``models/adaptive.py`` and ``models/multi_head.py`` on a trunk of ``models/trunks.py``.
 
     It learns from what the trunk gives, rounded to float16 and divided by its root mean square; the division is folded into
     the first projections at the end. Words that stand less than five times are unknown: they are read, never learnt to be said.
@@ -66,6 +65,7 @@ class Describe:
         self.net.encoder = nn.Identity()  # the trunk has looked already
         self.learner: nn.Module = self.net
         self.trunk: nn.Module | None = None  # none that learns
+        self.ignored = self.words.unknown  # what is not learnt to be said
         self.curve: list[dict[str, float]] = []
 
     # ------------------------------------------------------------------ what is learnt from
@@ -94,31 +94,22 @@ class Describe:
 
         Of each photograph ``texts`` captions; a mirrored one has left and right swapped in its text.
         """
-        each = self.recipe.settings.texts
-        flip = torch.rand(len(rows), generator=dice) < 0.5
-        which = torch.rand(len(rows), CAPTIONS, generator=dice).argsort(1)[:, :each]
-        texts = self.texts[rows[:, None], which].flatten(0, 1)
-        texts = torch.where(flip.repeat_interleave(each)[:, None], swap_sides(texts, self.words), texts)
-        steps = (texts != self.words.pad).sum(1) - 1
-        order = steps.argsort(descending=True, stable=True)  # so that who has ended is cut off
-        texts, steps = texts[order], steps[order]
-        seen = self.net.look(self.views[flip.long(), rows].float() / self.spread)
-        cells = Cells(*(part[order // each] for part in seen))
-        state, mixed, wanted = self.net.start(cells.whole), [], []
-        for t in range(int(steps[0])):
-            alive = int((steps > t).sum())
-            if alive <= CUT * len(cells.whole):  # not each time: a cut costs as much as a step of some rows
-                cells, state = (type(some)(*(part[:alive] for part in some)) for some in (cells, state))
-            word = self.net.embedding(texts[: len(cells.whole), t])
-            state, _ = self.net.advance(state, cells, word)
-            mixed.append(self.net.mix(state)[:alive])
-            wanted.append(texts[:alive, t + 1])
-        logits = self.net.say(torch.cat(mixed))
+        features, texts = self.batch(rows, dice, self.recipe.settings.texts)
+        heard = hear(self.net, self.net.look(features), texts, self.words.pad)
+        logits = self.net.say(heard.mixed)
         return F.cross_entropy(
-            *(logits.float(), torch.cat(wanted)),
-            ignore_index=self.words.unknown,
+            *(logits.float(), heard.wanted),
+            ignore_index=self.ignored,
             label_smoothing=self.recipe.settings.smooth,
         )
+
+    def batch(self, rows: Tensor, dice: torch.Generator, each: int) -> tuple[Tensor, Tensor]:
+        """Feature maps [N, C, h, w] of photographs or their mirror images, and ``each`` captions of each [N, each, T]."""
+        flip = torch.rand(len(rows), generator=dice) < 0.5
+        which = torch.rand(len(rows), CAPTIONS, generator=dice).argsort(1)[:, :each]
+        texts = self.texts[rows[:, None], which]
+        texts = torch.where(flip[:, None, None], swap_sides(texts, self.words), texts)
+        return self.views[flip.long(), rows].float() / self.spread, texts
 
     # ------------------------------------------------------------------ what it is worth
 

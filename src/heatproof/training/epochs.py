@@ -29,13 +29,16 @@ BETAS, CLAMP, FALL, FLOOR = (0.8, 0.999), 0.1, 0.8, 2e-5
 def fit(task: Any, checkpoint: Path, quiet: bool = False) -> None:
     """Train ``task.net`` in place; it ends with the weights of the epoch that ``task.progress()`` found best.
 
+    A fine-tuning keeps its last weights: it and its control are compared after the same steps. A trunk that was trained before
+    learns at ``trunk_rate`` times the rate.
+
     ``task.curve`` becomes epoch, last rate, mean loss and figure of each. Killed, it goes on after the last whole epoch,
     to the same weights; the checkpoint stays.
     """
     recipe, net = task.recipe, task.net
     settings, count = recipe.settings, recipe.data.sample
     steps = count // settings.batch
-    optimiser = torch.optim.Adam(net.parameters(), lr=settings.rate, betas=BETAS)
+    optimiser = torch.optim.Adam(_groups(task), betas=BETAS)
     curve: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     if checkpoint.exists():
@@ -57,7 +60,7 @@ def fit(task: Any, checkpoint: Path, quiet: bool = False) -> None:
             curved = settings.rate * schedule(step, settings.epochs * steps, settings)
             rate = fallen if settings.patience else curved
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             rows = rows_of(step, steps, count, recipe)
             with torch.autocast(net.output.weight.device.type, torch.bfloat16, enabled=settings.bfloat16):
                 value = task.loss(rows, seeds.generator(recipe.seed, "step", step))
@@ -69,7 +72,7 @@ def fit(task: Any, checkpoint: Path, quiet: bool = False) -> None:
         if not math.isfinite(total):
             raise FloatingPointError(f"{recipe.name}: the loss is {total} in epoch {epoch + 1}")
         figure = task.progress()
-        if not curve or figure > max(past["figure"] for past in curve):
+        if recipe.task == "tune" or not curve or figure > max(past["figure"] for past in curve):
             best = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         shown = float(f"{rate:.4g}")
         curve.append({"epoch": epoch + 1, "rate": shown, "loss": round(total / steps, 4), "figure": figure})
@@ -82,6 +85,17 @@ def fit(task: Any, checkpoint: Path, quiet: bool = False) -> None:
         os.replace(fresh, checkpoint)
     net.load_state_dict(best)
     task.curve = curve
+
+
+def _groups(task: Any) -> list[dict[str, Any]]:
+    settings, trunk = task.recipe.settings, task.trunk
+    old = list(trunk.parameters()) if trunk is not None else []
+    known = {id(p) for p in old}
+    new = [p for p in task.net.parameters() if id(p) not in known]
+    parts = [(new, 1.0), (old, settings.trunk_rate)]
+    return [
+        {"params": some, "lr": settings.rate * factor, "factor": factor} for some, factor in parts if some
+    ]
 
 
 def rate_after(figures: Sequence[float], settings: Settings) -> float:

@@ -13,8 +13,9 @@ from heatproof.errors import Refused, unknown
 from heatproof.scenery import Knobs
 
 T = TypeVar("T")
-TASKS = ("classify", "contrast", "caption", "match", "describe")
+TASKS = ("classify", "contrast", "caption", "match", "describe", "tune")
 ON_PHOTOGRAPHS = ("match", "describe")
+TUNED_BY = ("cross_entropy", "lrp_inference", "cider", "lrp_cider")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a captioner is fine-tuned by, see tune.py: "cross_entropy" | "lrp_inference" | "cider" | "lrp_cider".
+
+    ``temperature`` is how far the weights of LRP inference may be from 1; ``released`` brings the released code's quirks back.
+    """
+
+    by: str = "cross_entropy"
+    temperature: float = 1.0
+    released: bool = False
+
+    @property
+    def by_relevance(self) -> bool:
+        return self.by.startswith("lrp_")
+
+    @property
+    def rewards(self) -> bool:
+        return self.by.endswith("cider")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """``net`` goes to the task's net as it is; ``start`` names a recipe whose trained trunk is the encoder."""
+    """``net`` goes to the task's net as it is; ``start`` names a recipe whose trained trunk is the encoder.
+
+    A recipe of the task "tune" goes on where ``start`` ended: data and net are that recipe's, and so are the settings that
+    it does not give.
+    """
 
     name: str
     task: str
@@ -83,17 +108,29 @@ class Recipe:
     start: str = ""
     data: Any = field(default_factory=Data)  # Data, or Photographs for the tasks on photographs
     settings: Settings = field(default_factory=Settings)
+    tune: Tuning = field(default_factory=Tuning)
     net: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
 
     def digest(self) -> str:
         """What a checkpoint belongs to: everything that moves the weights."""
-        told = (self.task, self.seed, self.start, self.data, self.settings, sorted(self.net.items()))
+        told = (
+            self.task,
+            self.seed,
+            self.start,
+            self.data,
+            self.settings,
+            sorted(self.net.items()),
+            self.tune,
+        )
         return blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 
-def read_recipe(path: Path) -> Recipe:
-    """``recipes/NAME.toml`` as a Recipe; the table ``[reached]`` is for people and is not read here."""
+def read_recipe(path: Path, **given: Any) -> Recipe:
+    """``recipes/NAME.toml`` as a Recipe; the table ``[reached]`` is for people and is not read here.
+
+    ``given``: keys of the recipe that are said elsewhere, ``seed`` and ``start``.
+    """
     if not path.exists():
         there = sorted(p.stem for p in path.parent.glob("*.toml"))
         raise unknown(str(path.parent), "recipe", path.stem, there)
@@ -102,6 +139,9 @@ def read_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"{path}: not valid TOML: {error}") from error
     told.pop("reached", None)
+    told |= given
+    if told.get("task") == "tune":
+        return _tuning(path, told)
     kind: Any = Photographs if told.get("task") in ON_PHOTOGRAPHS else Data
     told["data"] = _fill(kind, told.get("data", {}), f"{path}, [data]")
     told["settings"] = _fill(Settings, told.get("settings", {}), f"{path}, [settings]")
@@ -109,6 +149,24 @@ def read_recipe(path: Path) -> Recipe:
     if recipe.task not in TASKS:
         raise Refused(f"{path}: task is {recipe.task!r}; accepted are {', '.join(TASKS)}")
     return recipe
+
+
+def _tuning(path: Path, told: dict[str, Any]) -> Recipe:
+    """Its start's recipe with what this one says in its place."""
+    for key in ("data", "net"):
+        if key in told:
+            raise Refused(
+                f"{path}: [{key}] is its start's; a recipe of the task tune gives start, [settings] and [tune]"
+            )
+    base = read_recipe(path.parent / f"{told.get('start', '')}.toml")
+    if base.task not in ("caption", "describe"):
+        raise Refused(f"{path}: start is {base.name!r}, of the task {base.task}; a captioner is fine-tuned")
+    settings = _fill(Settings, {**vars(base.settings), **told.get("settings", {})}, f"{path}, [settings]")
+    tune = _fill(Tuning, told.get("tune", {}), f"{path}, [tune]")
+    if tune.by not in TUNED_BY:
+        raise unknown(f"{path}, [tune] by", "loss", tune.by, TUNED_BY)
+    mine = {**told, "settings": settings, "tune": tune, "name": path.stem, "folder": path.parent}
+    return _fill(Recipe, {"data": base.data, "net": base.net, **mine}, str(path))
 
 
 def _fill(kind: type[T], told: Mapping[str, Any], where: str) -> T:

@@ -34,13 +34,13 @@ class Task(Protocol):
     def save(self, out: Path) -> None: ...
 
 
-def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
+def train(recipe_path: Path, out: Path, quiet: bool = False, **given: Any) -> dict[str, Any]:
     """Train what the recipe asks for; killed, the same call goes on where the last checkpoint was.
 
-    Writes config.json, model.safetensors, preprocessor_config.json, words.json (where there is text)
+    ``given``: the recipe's ``seed`` or ``start`` is another. Writes config.json, model.safetensors, preprocessor_config.json, words.json (where there is text)
     and card.json to ``out``, and returns the card; its ``seconds`` count from the last start.
     """
-    recipe, out = read_recipe(Path(recipe_path)), Path(out)
+    recipe, out = read_recipe(Path(recipe_path), **given), Path(out)
     task = open_task(recipe)
     begun = time.monotonic()
     task.learn(see(task, out, quiet), quiet)
@@ -49,7 +49,7 @@ def train(recipe_path: Path, out: Path, quiet: bool = False) -> dict[str, Any]:
         task.recipe = stage
         net = task.net if number else task.learner
         checkpoints.append(out / f"checkpoint{number}.pt")
-        if recipe.task == "describe":
+        if recipe.task in ("describe", "tune"):
             epochs.fit(task, checkpoints[-1], quiet)
         else:
             fit(net, task.loss, recipe.data.sample, stage, checkpoints[-1], trunk=task.trunk, quiet=quiet)
@@ -79,7 +79,12 @@ def stages(recipe: Recipe) -> list[Recipe]:
 
 
 def open_task(recipe: Recipe) -> Task:
-    """The recipe's task, its net with fresh weights."""
+    """The recipe's task, its net with fresh weights, or with those that the recipe starts from."""
+    if recipe.task == "tune":
+        from heatproof.training.tune import Tune
+
+        base = read_recipe(recipe.folder / f"{recipe.start}.toml")
+        return Tune(recipe, open_task(replace(base, seed=recipe.seed, settings=recipe.settings)))
     if recipe.task == "classify":
         from heatproof.training.classify import Classify
 
@@ -116,6 +121,7 @@ def card_of(recipe: Recipe, found: dict[str, Any], out: Path, seconds: float) ->
         "figures": found,
         "sha256": sha256(weights).hexdigest(),
         "bytes": len(weights),
+        **({"start": recipe.start, "tune": asdict(recipe.tune)} if recipe.task == "tune" else {}),
         "command": f"heatproof train {recipe.name}",
         "seconds": round(seconds),
     }
