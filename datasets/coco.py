@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from heatproof.captions.chair import read_synonyms
 from heatproof.contract import Card, Sample
 from heatproof.photographs import Files, Instances, Lazy, by_image, check_rows, read_json
 
@@ -18,7 +20,8 @@ class Coco:
 
     Masks may be polygons or run lengths, compressed or not; a crowd becomes an object to be ignored.
     An image entry may carry ``label`` and ``rationales``, as ``heatproof export scenes`` writes them.
-    Samples come in the order of their ids; masks are decoded and pixels read only when asked for.
+    ``synonyms``, a file of CHAIR's format (a line an object, what else it is called behind it), lets a question about a "man" find the
+    boxes of every person. Samples come in the order of their ids; masks are decoded and pixels read only when asked for.
 
     Raises Refused, naming file and field: a file that is missing or no JSON, an image that is listed
     but not there, an annotation of an image or a category that does not exist, a mask that cannot be decoded;
@@ -28,6 +31,7 @@ class Coco:
     images: str
     instances: str
     captions: str = ""
+    synonyms: str = ""
 
     card: ClassVar[Card] = Card(
         source="https://cocodataset.org, object instances and captions",
@@ -39,12 +43,19 @@ class Coco:
 
     def samples(self) -> Sequence[Sample]:
         """Every listed image, by ascending id."""
-        told = Instances(Path(self.instances), "coco")
+        told = Instances(Path(self.instances), "coco", self._also())
         files = Files(Path(self.images), "coco")
         files.check([entry["file_name"] for entry in told.entries.values()], self.instances)
         spoken = self._captions(told.entries)
         rows = [(key, spoken.get(key, ())) for key in sorted(told.entries)]
         return Lazy(rows, partial(_sample, files, told))
+
+    def _also(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for word, name in (read_synonyms(Path(self.synonyms)) if self.synonyms else {}).items():
+            if word != name:
+                found[name].append(word)
+        return {name: tuple(words) for name, words in found.items()}
 
     def _captions(self, entries: Iterable[Any]) -> dict[Any, tuple[str, ...]]:
         if not self.captions:

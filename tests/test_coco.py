@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatproof import shelf
 from heatproof.contract import Object, Refused, Sample
 from heatproof.export import export_coco, export_scenes
+from heatproof.geometry import Frame
+from heatproof.models.asking import evidence, named
 
 HOUSE = shelf.house() / "datasets"
 Coco = shelf.load(HOUSE / "coco.py").Coco
@@ -221,3 +224,25 @@ def test_real_photographs(data):
     for sample in samples[:3]:
         high, wide, _ = sample.read().shape
         assert all(thing.mask.shape == (high, wide) for thing in sample.objects)
+
+
+def test_a_thing_may_be_called_otherwise(folder):
+    """A question about a "sphere" finds every ball, and a word that the list has not finds nothing."""
+    (folder / "words.txt").write_text("ball, sphere, orb\ncup, mug\n")
+    told = Coco(str(folder / "images"), str(folder / "instances.json"), synonyms=str(folder / "words.txt"))
+    sample = next(s for s in told.samples() if "ball" in [o.name for o in s.objects])
+    size = sample.read().shape[:2]
+    frame = Frame(size[0])
+    found = [
+        evidence(sample, names, frame, size)["evidence"]
+        for names in (["ball"], ["orb"], ["orb", "mug"], ["globe"])
+    ]
+    assert found[0].any()
+    assert torch.equal(found[0], found[1])
+    assert len(found[3]) == 0
+    others = sum(o.name in ("ball", "cup") for o in sample.objects if not o.ignore)
+    assert len(found[2]) == others
+    rows = named(sample, ["orb", "ball"], ["a", "orb", "balls", "cup"])
+    assert rows.any(1).tolist() == [False, True, True, False]
+    with pytest.raises(Refused, match="there is no file"):
+        Coco(str(folder / "images"), str(folder / "instances.json"), synonyms="nowhere.txt").samples()

@@ -50,7 +50,8 @@ class Object:
 
     ``mask`` is bool [H, W] in the image's own size, or None where the data set has boxes alone.
     ``ignore`` marks crowds and unsure regions: neither evidence nor background.
-    ``without()`` draws the image as if the thing had never been there, for data sets that can.
+    ``without()`` draws the image as if the thing had never been there, for data sets that can. ``also`` is what else it may
+    be called: who asks about a "man" means every person.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Object:
     mask: np.ndarray | None = None
     ignore: bool = False
     without: Callable[[], np.ndarray] | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

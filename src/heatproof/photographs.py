@@ -159,13 +159,15 @@ def few(known: Iterable[Any]) -> str:
 class Instances:
     """COCO's object format: ``entries`` are the images by id, ``objects`` draws what is annotated in one.
 
-    Masks may be polygons or run lengths, compressed or not; a crowd becomes an object to be ignored.
+    Masks may be polygons or run lengths, compressed or not; a crowd becomes an object to be ignored. ``also``: what else things of a
+    category are called.
 
     Raises Refused, naming file and field: no such file, fields that are missing, an annotation of an image or a category
     that does not exist; and, when objects are asked for, a mask that cannot be decoded.
     """
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path, who: str, also: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self.also = also or {}
         told = read_json(path, who, ("images", "annotations", "categories"), "COCO's object format")
         check_rows(told["images"], "images", ("id", "file_name", "height", "width"), path)
         check_rows(told["categories"], "categories", ("id", "name"), path)
@@ -198,6 +200,7 @@ class Instances:
             box=(x, y, x + wide, y + high),
             mask=self._mask(thing, size),
             ignore=bool(thing.get("iscrowd", 0)),
+            also=self.also.get(self.names[thing["category_id"]], ()),
         )
 
     def _mask(self, thing: Table, size: Size) -> np.ndarray | None:

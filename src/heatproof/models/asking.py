@@ -39,7 +39,7 @@ def pixels(sample: Sample, frame: Frame) -> tuple[torch.Tensor, tuple[int, int]]
 
 
 def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple[int, int]) -> dict[str, Any]:
-    """What is annotated, for a Case: ``evidence``, ``boxes``, ``ignore``, ``cut`` of the instances with one of these names.
+    """What is annotated, for a Case: ``evidence``, ``boxes``, ``ignore``, ``cut`` of the instances that go by one of these names.
 
     Nothing at all where the sample carries no annotation; zero planes where it does but not of these names.
     An object that has a box but no mask counts as its filled box. ``without`` is every object, whatever its name,
@@ -47,8 +47,8 @@ def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple
     """
     if not sample.objects:
         return {}
-    meant = [o for o in sample.objects if o.name in names and not o.ignore]
-    crowds = [o for o in sample.objects if o.name in names and o.ignore]
+    called = [o for o in sample.objects if _called(o, names)]
+    meant, crowds = [o for o in called if not o.ignore], [o for o in called if o.ignore]
     masks = [_mask(o, source) for o in meant]
     planes = [frame.mask(mask) for mask in masks]
     size = planes[0].shape if planes else frame.mask(np.zeros(source, bool)).shape
@@ -69,9 +69,14 @@ def evidence(sample: Sample, names: Collection[str], frame: Frame, source: tuple
 
 def named(sample: Sample, names: Collection[str], spoken: Iterable[str]) -> torch.Tensor:
     """Which plane of ``evidence`` each token names, bool [T, K]."""
-    meant = [o.name for o in sample.objects if o.name in names and not o.ignore]
-    rows = [[name in mentions(word, [name]) for name in meant] for word in spoken]
+    meant = [called for o in sample.objects if (called := _called(o, names)) and not o.ignore]
+    rows = [[bool(mentions(word, called)) for called in meant] for word in spoken]
     return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(meant))
+
+
+def _called(thing: Object, names: Collection[str]) -> list[str]:
+    """Those of the names that the thing goes by."""
+    return [name for name in (thing.name, *thing.also) if name in names]
 
 
 def _mask(thing: Object, source: tuple[int, int]) -> np.ndarray:
