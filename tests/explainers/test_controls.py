@@ -145,3 +145,28 @@ def test_shuffled_moves_whole_blocks_with_all_channels_and_words_among_words(
         assert sorted(after.text.tolist()) == before.text.tolist()
     (alone,) = explainer("shuffled", of=Numbered()).explain(models["clip"], cases[2:])
     assert torch.equal(alone.image, moved[2].image)
+
+
+def test_random_spares_the_words_before_a_captioners_target(
+    asked: Any, models: Any, explainer: Callable[..., Any]
+) -> None:
+    cases = asked(models["adaptive"])
+    plain, spared = (explainer("random", spare=k).explain(models["adaptive"], cases) for k in (0, 2))
+    for case, before, after in zip(cases, plain, spared, strict=True):
+        gone = [t for t in (case.target - 1, case.target) if t >= 0]
+        assert (after.text[gone] == 0).all()
+        rest = [t for t in range(len(case.tokens)) if t not in gone]
+        assert torch.equal(before.text[rest], after.text[rest])
+        assert (before.text[gone] > 0).all()
+        assert torch.equal(before.image, after.image)
+
+
+@pytest.mark.parametrize("settings", [{"as_released": True}, {"head": 0}])
+def test_what_is_of_a_captioners_decoder_is_refused_elsewhere(
+    settings: Any, asked: Any, models: Any, explainer: Callable[..., Any]
+) -> None:
+    name = next(
+        name for name, model in models.items() if model.family == "classifier" and "image.conv" in model.sites
+    )
+    with pytest.raises(Unsuited, match="are of a captioner's decoder"):
+        explainer("lrp", **settings).explain(models[name], asked(models[name]))

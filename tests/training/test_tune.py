@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from heatproof.captions.cider import Frequencies, cider_d
+from heatproof.cli import cli
 from heatproof.contract import Refused
 from heatproof.lrp.inference import readings
 from heatproof.training import train
@@ -238,3 +241,15 @@ def test_the_shelfs_recipes_take_their_starts_data_and_net(by, start):
         HOUSE / "recipes" / ("tune_cider.toml" if "cider" in by else "tune_cross_entropy.toml"), start=start
     )
     assert recipe.settings == control.settings  # the comparison is fair
+
+
+def test_seed_and_start_are_typed(trained, tmp_path, monkeypatch):
+    """``heatproof train``, where the recipe names another start and another seed."""
+    path = written(trained, "cross_entropy")
+    path.write_text(path.read_text().replace(f'start = "{trained.stem}"', 'start = "nobody"'))
+    monkeypatch.chdir(tmp_path)
+    typed = ["train", str(path), "--start", trained.stem, "--seed", "3", "--out", "out"]
+    found = CliRunner().invoke(cli, typed)
+    assert found.exit_code == 0, found.output
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["start"], card["seed"]) == (trained.stem, 3)
