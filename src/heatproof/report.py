@@ -21,7 +21,7 @@ from heatproof.records import Result, write_whole
 from heatproof.summary import Block, Column, Summary, summarise
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDE, ROW, TOP = 280, 20, 26  # of a dot chart, in its own units
+WIDE, NAMES, ROW, TOP = 280, 190, 20, 26  # of a dot chart, in its own units; most of it that names may take
 CURVE = (270, 160, 30, 18)  # width, height, left and bottom margins of a curve chart
 
 
@@ -161,7 +161,7 @@ def _charts(summary: Summary) -> list[dict[str, Any]]:
 
 def _dots(summary: Summary, block: Block, column: Column, low: float, high: float) -> dict[str, Any]:
     names = plots.dotted(summary, block, column)
-    left = min(max(14 + 6 * max(map(len, names)), 60), 150)
+    left = min(max(14 + 6 * max(map(len, names)), 60), NAMES)
 
     def at(value: float) -> float:
         return round(left + (WIDE - left - 8) * (value - low) / (high - low), 1)
