@@ -134,3 +134,20 @@ def test_a_benchmark_may_be_of_models_alone(home):
     summary = summarise(result)
     assert words.headline(summary) == words.of_models(summary.models[0])
     assert "The models themselves" in tables.terminal(summary)
+
+
+def test_a_fit_may_ask_another_question(home):
+    """Of what people said nothing has to be written: as many forwards in the chunks, and the same numbers."""
+    before = go(home)
+    length = home / "metrics" / "length.py"
+    asks = '    asks: ClassVar = {"captioner": "written"}\n'
+    length.write_text(LENGTH.replace(asks, asks + '    learns: ClassVar = {"captioner": "reference 0"}\n').replace(
+        "        said = [", "        feed = [[case for case in cases if case.id.endswith('r0')] for cases in feed]\n        said = ["
+    ))  # fmt: skip
+    after = go(home)
+    told = [
+        {(r.model, r.case, r.name): r.value for r in found.records if r.metric == "length"}
+        for found in (before, after)
+    ]
+    assert told[0] == told[1]
+    assert told[0]

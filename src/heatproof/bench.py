@@ -175,7 +175,10 @@ class Bench:
     def _question(self, part: Part, model: Model) -> str:
         """What a part that learns asks of the fit split."""
         policy = self.policy(model)
-        return checks.question(part.made, model.family, policy) if checks.of_model(part.made) else policy
+        if not checks.of_model(part.made):
+            return policy
+        asked = checks.question(part.made, model.family, policy)
+        return getattr(part.made, "learns", {}).get(model.family, asked)
 
     def fitted(
         self, part: Part, model: Model, key: str, to: Part | None = None

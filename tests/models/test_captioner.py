@@ -220,6 +220,20 @@ def test_a_hallucinated_word_has_no_planes_and_an_unannotated_image_no_evidence(
     assert found[0].evidence is None
 
 
+def test_a_whole_reference_is_one_case_and_nothing_is_written(monkeypatch) -> None:
+    model = model_of("adaptive")
+    monkeypatch.setattr(Captioner, "_write", lambda *_: pytest.fail("a caption was written"))
+    told = sample_of(0, ("the sky", "a dog with the cat"), ("dog",))
+    ((first,),) = model.ask([told], "reference 0")
+    ((second,),) = model.ask([told], "reference 1")
+    assert first.spoken[1:] == ("the", "sky")  # no object word in it
+    assert second.spoken[1:] == ("a", "dog", "with", "the", "cat")
+    assert first.references == told.captions
+    assert first.id != second.id
+    with pytest.raises(Refused, match="there is no caption 2"):
+        model.ask([told], "reference 2")
+
+
 def test_a_name_of_two_words_is_meant_where_no_shorter_one_fits() -> None:
     model = model_of("adaptive")
     (found,) = model.ask([sample_of(0, ("a hot dog",), ("hot dog",))], "caption 0")

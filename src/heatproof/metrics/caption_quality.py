@@ -83,6 +83,9 @@ class CaptionQuality:
     digest: str = field(init=False)  # of the list's bytes: part of the key
 
     asks: ClassVar[dict[str, str]] = {"captioner": "written"}
+    learns: ClassVar[dict[str, str]] = {
+        "captioner": "reference 0"
+    }  # of what people said: nothing is written for it
 
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("cider_d", "higher", "quality"),

@@ -242,17 +242,18 @@ class Captioner(Model):
 
         Policies: "said objects" (every object word that the model itself said), "first said object", "said words 'a, b'"
         (every one of these words), "caption k" (the object words of the sample's k-th caption, counted from 0), and
-        "written" (one case, of the caption that the model wrote).
+        "written" (one case, of the caption that the model wrote), and
+        "reference k" (one case, of the sample's k-th caption).
         """
         kind, _, number = policy.partition(" ")
         listed = WORDS.fullmatch(policy)
         said = policy in ("said objects", "first said object", "written") or listed
-        if not said and not (kind == "caption" and number.isdigit()):
+        if not said and not (kind in ("caption", "reference") and number.isdigit()):
             accepted = [
                 "said objects",
                 "first said object",
                 "said words 'dog, grass'",
-                "written",
+                *("written", "reference 0"),
                 "caption 0",
                 "...",
             ]
@@ -265,12 +266,12 @@ class Captioner(Model):
             captions = self._write(self.stack(asked), asked)
         else:
             captions = [self._reference(sample, int(number)) for sample in samples]
-        mark = policy if policy == "written" else "said" if said else f"c{number}"
+        mark = policy if policy == "written" else "said" if said else f"{kind[0]}{number}"
         cases = [
             self._said(sample, image, caption, mark)
             for sample, (image, _), caption in zip(samples, seen, captions, strict=True)
         ]
-        if policy == "written":
+        if policy == "written" or kind == "reference":
             return [[case] for case in cases]
         names = tuple(word.strip() for word in listed[1].split(",")) if listed else self.objects
         found = [
