@@ -61,7 +61,7 @@ def _pair(model: str, other: str, records: Sequence[Record], run: Mapping[str, A
     numbering, heads = Numbering.of(records), set(run.get("headline", ()))
     table: dict[tuple[Key, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for row in records:
-        if row.role == "model" or row.column in heads:
+        if row.role == "model" or (row.role == "method" and row.column in heads):
             table[(row.metric, row.name), "" if row.role == "model" else row.explainer][row.model].append(row)
     declared = list(measures(run))
     gaps = []
