@@ -49,8 +49,7 @@ def asked_words(policy: str) -> list[str]:
 def test_every_one_is_read_in_full(workspace, name, stand_in):
     asked = spec.read(name, workspace, stand_in=stand_in)
     assert asked.headline
-    if "fine_tuning" not in name:  # there all but one metric are of the captioners themselves
-        assert {"random"} <= {p.name for p in asked.explainers if p.role == "control"}
+    assert {"random"} <= {p.name for p in asked.explainers if p.role == "control"}
     columns = {f"{m.name}.{v.name}" for m in asked.metrics for v in m.made.measures}
     for table in asked.published:
         assert {"source", "whose", "compare"} <= set(table)

@@ -226,6 +226,19 @@ def test_a_statistic_that_is_constant_but_for_rounding_tells_nothing():
     assert len({statistics_of(heat)["max"] for heat in heats}) == 50
 
 
+def test_fewer_statistics_are_the_same_ones(captioner, asked):
+    answers = heats(asked, 3)
+    few, every = (
+        ask(Hallucination(statistics=names), captioner, asked, answers)
+        for names in (("max", "q10"), STATISTICS)
+    )
+    assert [m.name for m in Hallucination(statistics=("max", "q10")).measures] == ["max", "q10"]
+    for some, whole in zip(few, every, strict=True):
+        assert some.values == {name: whole.values[name] for name in ("max", "q10")}
+    with pytest.raises(Refused, match="no statistic 'q99'"):
+        Hallucination(statistics=("q99",))
+
+
 def test_as_released_repeated_words_and_last_quantiles(captioner, asked):
     """Of a word that its image's caption repeats the extremes; every word has the quantiles of the image's last word."""
     twice = [

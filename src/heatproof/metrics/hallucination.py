@@ -11,6 +11,7 @@ from torch import Tensor
 
 from heatproof import geometry
 from heatproof.contract import Case, Measure, Score, Trial, Unsuited, Value
+from heatproof.errors import unknown
 from heatproof.metrics import maps
 from heatproof.metrics.maps import Undefined
 
@@ -43,7 +44,7 @@ class Hallucination:
 
     Sun et al. 2022 (arXiv 2001.01037), section on hallucinated words: of the map as the explainer gave it (mean over channels, signed, not
     normalised) one number is read: ``mean``, ``abs_mean``, ``positive_mean``, ``max``, or a quantile, ``q0`` (the least) to
-    ``q50``. A column is the probability that a true word's number is higher than a hallucinated one's (ties half): 0.5 tells
+    ``q50``; ``statistics`` says which. A column is the probability that a true word's number is higher than a hallucinated one's (ties half): 0.5 tells
     nothing, below 0.5 it is the other way round. Higher is better.
 
     ``truth``: "references" (the authors': a word is true if one of the image's reference captions has it, as it stands) | "objects"
@@ -58,6 +59,7 @@ class Hallucination:
 
     truth: str = "references"
     pool: str = "mean"
+    statistics: tuple[str, ...] = STATISTICS
     as_released: bool = False
 
     @property
@@ -68,12 +70,15 @@ class Hallucination:
             return "auc_of_last" if name.startswith("q") else "auc_extremes"
 
         return tuple(
-            Measure(name, "higher", "plausibility", unit="AUC", reduce=how(name)) for name in STATISTICS
+            Measure(name, "higher", "plausibility", unit="AUC", reduce=how(name)) for name in self.statistics
         )
 
     def __post_init__(self) -> None:
         maps.accept(self, "truth", TRUTHS)
         maps.accept(self, "pool", geometry.POOLS)
+        for name in self.statistics:
+            if name not in STATISTICS:
+                raise unknown("metrics: hallucination", "statistic", name, STATISTICS)
 
     def measure(self, trials: Sequence[Trial]) -> list[Score]:
         if trials and trials[0].model.family != "captioner":
@@ -87,7 +92,8 @@ class Hallucination:
         except Undefined as why:
             return maps.undefined(self.measures, why)
         more = {"place": trial.case.target} if self.as_released else {}
-        return Score({name: Value.of(v, label=int(true), score=v, **more) for name, v in told.items()})
+        values = {name: told[name] for name in self.statistics}
+        return Score({name: Value.of(v, label=int(true), score=v, **more) for name, v in values.items()})
 
     def true(self, case: Case) -> bool:
         """Whether the case's word is true; Undefined where nothing says so."""
