@@ -178,7 +178,8 @@ class Bench:
         if not checks.of_model(part.made):
             return policy
         asked = checks.question(part.made, model.family, policy)
-        return getattr(part.made, "learns", {}).get(model.family, asked)
+        learns: dict[str, str] = getattr(part.made, "learns", {})
+        return learns.get(model.family, asked)
 
     def fitted(
         self, part: Part, model: Model, key: str, to: Part | None = None
