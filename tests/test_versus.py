@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heatproof import tables, versus
+from heatproof import report, tables, versus
 from heatproof.errors import Refused
 from heatproof.records import Record, Result
 from heatproof.spec import read
@@ -93,6 +93,17 @@ def test_it_is_told_in_the_tables_and_only_where_asked(result, tmp_path):
     assert "One model against another" not in tables.markdown(
         summarise(Result("b", result.records, [], {**RUN, "against": {}}, Path()))
     )
+
+
+def test_the_page_tells_it_first(result):
+    run = {**RUN, "headline": ["quality.score", "map.inside"]}
+    page = report.html(summarise(Result("b", result.records, [], run, Path())))
+    (line,) = versus.told(
+        versus.pairs(summarise(Result("b", result.records, [], run, Path()))), run["headline"]
+    )
+    assert line.startswith("tuned against control: quality.score +0.1")
+    assert line.endswith(", better.")
+    assert 0 < page.index("tuned against control: quality.score +0.1") < page.index("Every number")
 
 
 def test_a_spec_names_models_that_it_has(tmp_path):

@@ -42,6 +42,7 @@ def html(result: Result | Summary) -> str:
     home.filters["settings"] = words.settings
     kind, claim = words.badge(summary.run)
     palette = plots.strokes(summary)
+    held = versus.pairs(summary)
     return home.get_template("report.html").render(
         run=defaultdict(str, summary.run),
         name=summary.result.name,
@@ -60,7 +61,8 @@ def html(result: Result | Summary) -> str:
         reasons=_reasons(summary),
         unsuited=_unsuited(summary),
         models=tables.of_models(summary),
-        versus=versus.pairs(summary),
+        versus=held,
+        held=versus.told(held, summary.run.get("headline", ())),
         told=[words.of_models(grid.columns[0]) for grid in tables.of_models(summary)],
         blocks=[_block(summary, block) for block in summary.blocks if block.columns],
         marks=words.MARKS,

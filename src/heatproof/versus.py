@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +74,14 @@ def _pair(model: str, other: str, records: Sequence[Record], run: Mapping[str, A
             gaps.append((".".join(key), explainer, sign, gap))
     ps = statistics.holm([gap.p for *_, gap in gaps])
     return [Against(model, other, *told, p) for told, p in zip(gaps, ps, strict=True)]
+
+
+def told(found: Sequence[Against], heads: Collection[str]) -> list[str]:
+    """A sentence a pair of models on the headline columns that are of the models themselves."""
+    lines = []
+    for model, other in dict.fromkeys((one.model, one.other) for one in found):
+        mine = [one for one in found if (one.model, one.other, one.explainer) == (model, other, "")]
+        parts = [f"{one.column} {one.difference}, {one.verdict}" for one in mine if one.column in heads]
+        if parts:
+            lines.append(f"{model} against {other}: {'; '.join(parts)}.")
+    return lines
