@@ -107,6 +107,12 @@ def test_the_released_losses_differ_in_the_adaptive_net_alone(trained, tmp_path)
     assert (found[0] != found[1]) == (trained.stem == "adaptive")
 
 
+def test_the_control_has_no_quirks(trained, tmp_path):
+    task = opened(trained, "cross_entropy", tmp_path, released=True)
+    assert not task.quirky
+    assert task.net.dropout.p == task.net.config.dropout
+
+
 @pytest.mark.parametrize("by", ["cider", "lrp_cider"])
 def test_rewards_against_a_loop(trained, tmp_path, by):
     """The same captions, drawn again; each one's gain and log-probability by itself."""
@@ -253,3 +259,4 @@ def test_seed_and_start_are_typed(trained, tmp_path, monkeypatch):
     assert found.exit_code == 0, found.output
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert (card["start"], card["seed"]) == (trained.stem, 3)
+    assert card["command"] == f"heatproof train {path.stem} --start {trained.stem} --seed 3"

@@ -109,6 +109,7 @@ def open_task(recipe: Recipe) -> Task:
 def card_of(recipe: Recipe, found: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
     """What is known of the weights: data, figures, weaknesses, hash, command."""
     weights = (out / "model.safetensors").read_bytes()
+    typed = [f"--start {recipe.start} --seed {recipe.seed}"] if recipe.task == "tune" else []
     return {
         "name": recipe.name,
         "source": found.pop("source", "trained by heatproof on generated scenes"),
@@ -122,6 +123,6 @@ def card_of(recipe: Recipe, found: dict[str, Any], out: Path, seconds: float) ->
         "sha256": sha256(weights).hexdigest(),
         "bytes": len(weights),
         **({"start": recipe.start, "tune": asdict(recipe.tune)} if recipe.task == "tune" else {}),
-        "command": f"heatproof train {recipe.name}",
+        "command": " ".join(["heatproof train", recipe.name, *typed]),
         "seconds": round(seconds),
     }

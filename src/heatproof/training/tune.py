@@ -28,7 +28,7 @@ from heatproof.training.recipe import Recipe
 class Tune:
     """``inner`` is the task that trained the captioner: its data, its judgement, its files; the loss is ours.
 
-    The vocabulary and the words to leave out come from the trained folder. ``[tune] released`` brings back what the released
+    Stop words and specials are never weighed. ``[tune] released`` brings back what the released
     code does otherwise: without dropout, and with a sentinel that reads the new state, in the adaptive net; CIDEr with
     document frequencies of the batch, and captions without their end.
     """
@@ -48,7 +48,8 @@ class Tune:
         ids = inner.words.ids
         silent = [i for word, i in ids.items() if word in STOP_WORDS or word.startswith("<")]
         self.without = torch.tensor(silent)
-        self.quirky = self.how.released and isinstance(self.net, AdaptiveCaptioner)
+        by_relevance = self.how.released and self.how.by_relevance  # the control is not theirs to be odd in
+        self.quirky = by_relevance and isinstance(self.net, AdaptiveCaptioner)
         if self.quirky:
             self.net.dropout.p = 0.0
         self.curve: list[dict[str, float]] = []
